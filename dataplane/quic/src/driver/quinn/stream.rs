@@ -1,0 +1,58 @@
+//! Both halves of a stream.
+
+use bytes::Bytes;
+use quinn::{StoppedError, VarInt};
+
+use super::errors::{connection_error, read_error, write_error};
+use crate::error::Error;
+
+/// The one code with which streams are reset and stopped: not wanted any more. Why is said in frames.
+const CANCELLED: VarInt = VarInt::from_u32(1);
+
+#[derive(Debug)]
+pub(crate) struct SendStream(pub(super) quinn::SendStream);
+
+impl SendStream {
+    pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), Error> {
+        self.0.write_chunk(bytes).await.map_err(write_error)
+    }
+
+    pub(crate) fn finish(&mut self) -> Result<(), Error> {
+        self.0.finish().map_err(|_| Error::StreamClosed)
+    }
+
+    pub(crate) fn reset(&mut self) {
+        // An error means that the stream is over already.
+        let _ = self.0.reset(CANCELLED);
+    }
+
+    /// Streams of a higher rank are sent first.
+    pub(crate) fn set_rank(&mut self, rank: i32) {
+        // An error means that the stream is over already.
+        let _ = self.0.set_priority(rank);
+    }
+
+    pub(crate) async fn delivered(&mut self) -> Result<(), Error> {
+        match self.0.stopped().await {
+            Ok(None) => Ok(()),
+            Ok(Some(_)) => Err(Error::StreamStopped),
+            Err(StoppedError::ConnectionLost(error)) => Err(connection_error(error)),
+            Err(StoppedError::ZeroRttRejected) => Err(Error::StreamClosed),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct RecvStream(pub(super) quinn::RecvStream);
+
+impl RecvStream {
+    pub(crate) async fn read(&mut self, max: usize) -> Result<Option<Bytes>, Error> {
+        let chunk = self.0.read_chunk(max, true).await.map_err(read_error)?;
+        Ok(chunk.map(|chunk| chunk.bytes))
+    }
+
+    pub(crate) fn stop(&mut self) {
+        // An error means that the stream is over already.
+        let _ = self.0.stop(CANCELLED);
+    }
+}
