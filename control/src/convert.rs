@@ -1,0 +1,1 @@
+//! Between the messages on the wire and those of the core.

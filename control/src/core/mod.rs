@@ -1,0 +1,5 @@
+//! Decides.
+
+pub mod message;
+
+pub use message::{FromNode, ToNode};
