@@ -55,11 +55,11 @@ pub struct DownloadConfig {
     pub lease_wait_max: Duration,
     /// Without any progress for so long, pieces nobody waits for are fetched alone too.
     pub starve_patience: Duration,
-    /// Source fetches at once; more connections rarely make a registry faster.
+    /// Leased source fetches at once; more connections rarely make a registry faster.
     pub source_fetches_max: u32,
     /// Pieces in one source fetch: long enough that its first byte's latency hardly counts.
     pub source_run_pieces_max: u32,
-    /// Of these fetches, those without a lease: what the node may do unasked.
+    /// Fetches without a lease at once, besides the leased: what the node may do unasked.
     pub alone_fetches_max: u32,
     /// Pieces in a source fetch without a lease: short, since others may be fetching them too.
     pub alone_run_pieces_max: u32,
@@ -111,7 +111,7 @@ impl Default for DownloadConfig {
             ask_runs_max: 64,
             leased_pieces_max: 256,
             lease_wait_patience: Duration::from_secs(2),
-            lease_wait_max: Duration::from_secs(4),
+            lease_wait_max: Duration::from_secs(3),
             starve_patience: Duration::from_secs(10),
             source_fetches_max: 4,
             source_run_pieces_max: 32,

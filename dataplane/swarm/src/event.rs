@@ -214,7 +214,8 @@ pub enum Action {
         /// The parent.
         parent: NodeId,
     },
-    /// End a subscription; no `ParentGone` need follow. Its requests were cancelled before.
+    /// End a subscription; nothing more may be reported of it, since a new one may follow at once.
+    /// Its requests were cancelled before.
     Unsubscribe {
         /// The parent.
         parent: NodeId,
@@ -232,7 +233,7 @@ pub enum Action {
         /// How urgent.
         priority: Priority,
     },
-    /// End a request; nothing need be reported of it any more.
+    /// End a request; nothing need be reported of it any more but pieces that are done.
     Cancel {
         /// The request.
         request: RequestId,

@@ -9,9 +9,20 @@
 
 #![forbid(unsafe_code)]
 
+mod audit;
 mod config;
+mod demand;
 mod download;
+mod ending;
 mod event;
+mod expiry;
+mod fallback;
+mod lease;
+mod origin;
+mod parents;
+mod plan;
+mod requests;
+mod spread;
 
 pub use config::DownloadConfig;
 pub use download::Download;

@@ -1,0 +1,349 @@
+//! The source: with a lease where control rules, alone where it does not or where waiting has
+//! gone on for too long.
+
+use std::time::Duration;
+
+use pantala_wire::{PieceIndex, PieceRun, PieceSet, Priority};
+
+use crate::Action;
+use crate::download::Download;
+use crate::lease::Ask;
+use crate::requests::Target;
+use crate::spread::spread;
+
+/// The pause before the next lease request when a lease was of no use: it keeps a control that
+/// grants nonsense from making this node spin.
+const USELESS_LEASE_PAUSE: Duration = Duration::from_millis(50);
+
+/// What this node may fetch without a lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Alone {
+    /// Only what a reader has waited for too long.
+    Overdue,
+    /// What readers wait for.
+    Urgent,
+    /// Everything.
+    All,
+}
+
+impl Download {
+    pub(crate) fn lease_granted(&mut self, run: PieceRun, expires_in: Duration) {
+        let ends = self.now + expires_in;
+        let mut surplus = PieceSet::empty(self.layout.piece_count());
+        let mut useful = false;
+        for piece in run.first..run.range().end.min(self.layout.piece_count()) {
+            let known = self.leases.pieces.contains_key(&piece);
+            let full = self.leases.pieces.len() >= self.config.leased_pieces_max as usize;
+            let needed = !self.held.contains(PieceIndex(piece));
+            if needed && (known || !full) && !expires_in.is_zero() && self.origin.is_usable() {
+                self.leases.pieces.insert(piece, ends);
+                useful = true;
+            } else {
+                surplus.insert(PieceIndex(piece));
+            }
+        }
+        self.leases.answered(if useful {
+            Ask::Idle
+        } else {
+            Ask::Wait {
+                until: self.now + USELESS_LEASE_PAUSE,
+            }
+        });
+        self.return_leases(&surplus);
+    }
+
+    fn return_leases(&mut self, pieces: &PieceSet) {
+        for pieces in pieces.runs() {
+            for piece in pieces.range() {
+                self.leases.pieces.remove(&piece);
+            }
+            self.actions.push_back(Action::ReturnLease { pieces });
+        }
+    }
+
+    /// Gives back every leased piece that is not on its way from the source.
+    pub(crate) fn return_idle_leases(&mut self) {
+        let mut idle = PieceSet::empty(self.layout.piece_count());
+        for &piece in self.leases.pieces.keys() {
+            if !self.is_leased_in_flight(piece) {
+                idle.insert(PieceIndex(piece));
+            }
+        }
+        self.return_leases(&idle);
+    }
+
+    fn is_leased_in_flight(&self, piece: u32) -> bool {
+        self.requests
+            .carriers(piece)
+            .any(|id| self.requests.get(id).is_some_and(|r| r.parent().is_none()))
+    }
+
+    /// Gives back what is not needed (any more) or has run out.
+    fn tidy_leases(&mut self) {
+        let mut unneeded = PieceSet::empty(self.layout.piece_count());
+        let mut ends = Vec::new();
+        let mut overrun = false;
+        for (&piece, &end) in &self.leases.pieces {
+            let index = PieceIndex(piece);
+            let in_flight = self.is_leased_in_flight(piece);
+            let wanted = self.demand.missing().contains(index);
+            let offered = self.parents.is_offered(piece);
+            if !in_flight && (end <= self.now || offered || !wanted) {
+                unneeded.insert(index);
+                overrun |= wanted && !offered;
+            } else if !in_flight {
+                ends.push(end);
+            }
+        }
+        if overrun && self.leases.ask == Ask::Idle {
+            // A lease too short to be used.
+            self.leases.ask = Ask::Wait {
+                until: self.now + USELESS_LEASE_PAUSE,
+            };
+        }
+        for end in ends {
+            self.wake_at(end);
+        }
+        self.return_leases(&unneeded);
+    }
+
+    /// Everything that concerns the source.
+    pub(crate) fn fetch_from_source(&mut self) {
+        self.note_unserved();
+        if !self.origin.is_usable() {
+            return self.return_idle_leases();
+        }
+        self.tidy_leases();
+        if self.origin.paused_until() > self.now {
+            return self.wake_at(self.origin.paused_until());
+        }
+        self.fetch_leased();
+        self.ask_lease();
+        self.fetch_alone();
+    }
+
+    /// Starts the clock of urgent pieces that nobody offers or fetches.
+    fn note_unserved(&mut self) {
+        let old = std::mem::take(&mut self.unserved);
+        for urgent in self.demand.window() {
+            let piece = urgent.piece;
+            if !self.requests.is_in_flight(piece) && !self.parents.is_offered(piece) {
+                let since = old.get(&piece).copied().unwrap_or(self.now);
+                self.unserved.insert(piece, since);
+            }
+        }
+    }
+
+    /// A piece for which only the source is left.
+    fn needs_source(&self, piece: u32) -> bool {
+        self.is_open(piece) && !self.parents.is_offered(piece)
+    }
+
+    fn fetch_leased(&mut self) {
+        while self.requests.to_source_count(true) < self.config.source_fetches_max {
+            let usable =
+                |piece: u32| self.leases.covers(piece, self.now) && self.needs_source(piece);
+            let urgent = self.demand.window().iter().find(|u| usable(u.piece));
+            let start = match urgent {
+                Some(urgent) => Some((urgent.piece, urgent.priority)),
+                None => (self.leases.pieces.keys())
+                    .find(|&&piece| usable(piece))
+                    .map(|&piece| (piece, self.demand.background(PieceIndex(piece)))),
+            };
+            let Some((first, priority)) = start else {
+                return;
+            };
+            let max = self.config.source_run_pieces_max.max(1);
+            let count = (first..first.saturating_add(max))
+                .take_while(|&piece| usable(piece))
+                .count() as u32;
+            self.start_source(PieceRun { first, count }, true, priority);
+        }
+    }
+
+    fn start_source(&mut self, pieces: PieceRun, leased: bool, priority: Priority) {
+        let target = Target::Source { leased };
+        let request = self.requests.start(target, pieces, priority, self.now);
+        for piece in pieces.range() {
+            self.unserved.remove(&piece);
+        }
+        self.actions.push_back(Action::FetchSource {
+            request,
+            pieces,
+            leased,
+            priority,
+        });
+    }
+
+    fn ask_lease(&mut self) {
+        if !self.leases.up || self.requests.to_source_count(true) >= self.config.source_fetches_max
+        {
+            return;
+        }
+        match self.leases.ask {
+            Ask::Out { .. } => return,
+            Ask::Wait { until } if until > self.now && !self.has_unasked_urgent() => {
+                return self.wake_at(until);
+            }
+            Ask::Idle | Ask::Wait { .. } => {}
+        }
+        let wanted = self.wanted_from_control();
+        let Some(urgent) = wanted.first().map(|run| PieceIndex(run.first)) else {
+            return;
+        };
+        self.leases.ask = Ask::Out { since: self.now };
+        self.leases.asked = PieceSet::empty(self.layout.piece_count());
+        for &run in &wanted {
+            self.leases.asked.insert_run(run);
+        }
+        // Those that the message had no room for were not worth more either.
+        for urgent in self.demand.window() {
+            self.leases.asked.insert(PieceIndex(urgent.piece));
+        }
+        self.wake_at(self.now + self.config.ask_timeout);
+        self.actions.push_back(Action::AskLease { wanted, urgent });
+    }
+
+    /// A reader waits for a piece that control's "wait" was not about: it has moved, or the parent
+    /// that offered the piece is gone.
+    fn has_unasked_urgent(&self) -> bool {
+        self.demand.window().iter().any(|u| {
+            self.unserved.contains_key(&u.piece)
+                && !self.leases.asked.contains(PieceIndex(u.piece))
+                && !self.leases.pieces.contains_key(&u.piece)
+        })
+    }
+
+    /// The pieces to ask a lease for, most urgent first.
+    fn wanted_from_control(&self) -> Vec<PieceRun> {
+        let max = self.config.ask_runs_max.max(1) as usize;
+        let askable =
+            |piece: u32| self.needs_source(piece) && !self.leases.pieces.contains_key(&piece);
+        let mut runs: Vec<PieceRun> = Vec::new();
+        let mut named = PieceSet::empty(self.layout.piece_count());
+        let mut push = |piece: u32| -> bool {
+            if !named.insert(PieceIndex(piece)) {
+                return true;
+            }
+            if let Some(run) = runs.last_mut()
+                && run.first + run.count == piece
+            {
+                run.count += 1;
+            } else if runs.len() < max {
+                runs.push(PieceRun {
+                    first: piece,
+                    count: 1,
+                });
+            } else {
+                return false;
+            }
+            true
+        };
+        let window = self.demand.window().iter().map(|u| u.piece);
+        // After the windows, onwards from where the first reader is, and round.
+        let from = self.demand.window().first().map_or(0, |u| u.piece);
+        let missing = self.demand.missing();
+        let of = |priority| {
+            let mine = move |p: &PieceIndex| self.demand.background(*p) == priority;
+            let after = missing.iter().filter(move |p| p.0 >= from);
+            let before = missing.iter().filter(move |p| p.0 < from);
+            after.chain(before).filter(mine).map(|p| p.0)
+        };
+        for piece in window
+            .chain(of(Priority::Bulk))
+            .chain(of(Priority::Prefetch))
+            .filter(|&piece| askable(piece))
+        {
+            if !push(piece) {
+                break;
+            }
+        }
+        runs
+    }
+
+    /// What may be fetched without a lease now.
+    fn alone_mode(&mut self) -> Alone {
+        if !self.leases.is_ruling() {
+            return Alone::All;
+        }
+        let starved_at = self.progressed_at + self.config.starve_patience;
+        if starved_at <= self.now {
+            return Alone::All;
+        }
+        self.wake_at(starved_at);
+        if let Ask::Out { since } = self.leases.ask {
+            let impatient_at = since + self.config.control_patience;
+            if impatient_at <= self.now {
+                return Alone::Urgent;
+            }
+            self.wake_at(impatient_at);
+        }
+        Alone::Overdue
+    }
+
+    fn fetch_alone(&mut self) {
+        let mode = self.alone_mode();
+        while self.requests.to_source_count(false) < self.config.alone_fetches_max {
+            let Some((first, priority)) = self.next_alone(mode) else {
+                return;
+            };
+            let max = self.config.alone_run_pieces_max.max(1);
+            let count = 1
+                + (first + 1..first.saturating_add(max))
+                    .take_while(|&piece| self.may_go_alone(piece, mode))
+                    .count() as u32;
+            self.start_source(PieceRun { first, count }, false, priority);
+        }
+    }
+
+    fn next_alone(&mut self, mode: Alone) -> Option<(u32, Priority)> {
+        for urgent in self.demand.window().to_vec() {
+            // While control rules, only the piece that a reader stands at is worth a second copy.
+            if (mode != Alone::Overdue || urgent.head) && self.may_go_alone(urgent.piece, mode) {
+                return Some((urgent.piece, urgent.priority));
+            }
+            if mode == Alone::Overdue
+                && urgent.head
+                && let Some(&since) = self.unserved.get(&urgent.piece)
+            {
+                self.wake_at(self.overdue_at(since));
+            }
+        }
+        if mode != Alone::All {
+            return None;
+        }
+        // Nodes without control start at different places, and take from each other what the
+        // others have fetched meanwhile.
+        let from =
+            (spread(self.seed, u64::MAX) % u64::from(self.layout.piece_count().max(1))) as u32;
+        let missing = self.demand.missing();
+        let needs = |p: &PieceIndex| self.needs_source(p.0);
+        let piece = missing
+            .iter()
+            .filter(|p| p.0 >= from)
+            .find(needs)
+            .or_else(|| missing.iter().find(needs))?;
+        Some((piece.0, self.demand.background(piece)))
+    }
+
+    fn may_go_alone(&self, piece: u32, mode: Alone) -> bool {
+        if !self.needs_source(piece) {
+            return false;
+        }
+        match mode {
+            Alone::All => true,
+            Alone::Urgent => self.unserved.contains_key(&piece),
+            Alone::Overdue => {
+                let since = self.unserved.get(&piece);
+                since.is_some_and(|&since| self.overdue_at(since) <= self.now)
+            }
+        }
+    }
+
+    /// When a piece that has been unserved since then has waited for too long. While other pieces
+    /// keep appearing in the swarm, whoever fetches this one is given more time.
+    fn overdue_at(&self, since: Duration) -> Duration {
+        (since.max(self.grown_at) + self.config.lease_wait_patience)
+            .min(since + self.config.lease_wait_max)
+    }
+}
