@@ -8,6 +8,7 @@ use pantala_wire::{NodeId, Priority};
 
 use crate::driver;
 use crate::error::{CloseReason, Error};
+use crate::link::Link;
 use crate::stream::{RecvStream, SendStream};
 
 /// What QUIC knows of the path of a connection. Counters run since the connection began.
@@ -37,23 +38,27 @@ pub struct Connection(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    driver: driver::Connection,
+    link: Arc<Link>,
     node: NodeId,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.driver.close(CloseReason::Done);
+        self.link.driver.close(CloseReason::Done);
     }
 }
 
 impl Connection {
-    pub(crate) fn new(driver: driver::Connection, node: NodeId) -> Self {
-        Self(Arc::new(Inner { driver, node }))
+    pub(crate) fn new(link: Arc<Link>, node: NodeId) -> Self {
+        Self(Arc::new(Inner { link, node }))
     }
 
-    pub(crate) fn driver(&self) -> &driver::Connection {
-        &self.0.driver
+    pub(crate) fn link(&self) -> &Link {
+        &self.0.link
+    }
+
+    fn driver(&self) -> &driver::Connection {
+        &self.0.link.driver
     }
 
     /// The node at the other end, as its certificate proved.
@@ -63,7 +68,7 @@ impl Connection {
 
     /// Where the other end is now.
     pub fn remote_addr(&self) -> SocketAddr {
-        self.0.driver.remote_addr()
+        self.driver().remote_addr()
     }
 
     /// Opens a stream for one request; waits while as many as the peer allows are open.
@@ -74,41 +79,43 @@ impl Connection {
     /// # Errors
     /// Any of a lost connection.
     pub async fn open(&self, priority: Priority) -> Result<(SendStream, RecvStream), Error> {
-        let (send, recv) = self.0.driver.open().await?;
-        let mut send = SendStream::new(send, self.clone());
-        send.set_priority(priority);
-        Ok((send, RecvStream::new(recv, self.clone())))
+        let (send, recv) = self.driver().open().await?;
+        Ok((
+            SendStream::new(send, self.clone(), priority),
+            RecvStream::new(recv, self.clone()),
+        ))
     }
 
-    /// The next stream that the peer opened.
+    /// The next stream that the peer opened. Its answer is [`Priority::Bulk`] until
+    /// [`SendStream::set_priority`] says otherwise.
     ///
     /// # Errors
     /// Any of a lost connection.
     pub async fn accept(&self) -> Result<(SendStream, RecvStream), Error> {
-        let (send, recv) = self.0.driver.accept().await?;
+        let (send, recv) = self.driver().accept().await?;
         Ok((
-            SendStream::new(send, self.clone()),
+            SendStream::new(send, self.clone(), Priority::Bulk),
             RecvStream::new(recv, self.clone()),
         ))
     }
 
     /// What is known of the path now.
     pub fn stats(&self) -> PathStats {
-        self.0.driver.stats()
+        self.driver().stats()
     }
 
     /// Closes the connection at once; everything that waits on it fails on both sides.
     pub fn close(&self, reason: CloseReason) {
-        self.0.driver.close(reason);
+        self.driver().close(reason);
     }
 
     /// Waits until the connection is over and says why.
     pub async fn closed(&self) -> Error {
-        self.0.driver.closed().await
+        self.driver().closed().await
     }
 
     /// Whether the connection is over.
     pub fn is_closed(&self) -> bool {
-        self.0.driver.is_closed()
+        self.driver().is_closed()
     }
 }

@@ -15,6 +15,7 @@ use crate::connection::Connection;
 use crate::driver;
 use crate::error::{BindError, CloseReason, Error};
 use crate::identity::{Tls, node_of};
+use crate::link::Link;
 
 /// Admitted connections that wait for [`Endpoint::accept`]; when it is full, handshakes wait, and more of
 /// them are refused.
@@ -41,7 +42,7 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    admission: Admission<driver::Connection>,
+    admission: Admission<Arc<Link>>,
     /// Handshakes under way, in both directions.
     handshakes: usize,
 }
@@ -125,7 +126,7 @@ impl Endpoint {
         let establish = async {
             let connection = shared.driver.connect(address).await?;
             let connection = shared.identify(connection, Some(expected))?;
-            connection.driver().await_admission().await?;
+            connection.link().driver.await_admission().await?;
             Ok(connection)
         };
         let result = tokio::time::timeout(shared.limits.handshake_timeout, establish).await;
@@ -143,8 +144,8 @@ impl Endpoint {
     /// [`Self::readmit`]. Nodes shut out before stay so.
     pub fn shut_out(&self, nodes: &[NodeId]) {
         let gone = self.0.shared.state.lock().admission.shut_out(nodes);
-        for connection in &gone {
-            connection.close(CloseReason::ShutOut);
+        for link in &gone {
+            link.driver.close(CloseReason::ShutOut);
         }
         if !gone.is_empty() {
             self.0.shared.share_windows();
@@ -198,11 +199,14 @@ impl Shared {
                 got: node,
             });
         }
-        let admitted = self.state.lock().admission.admit(node, driver.clone());
+        let mut state = self.state.lock();
+        let link = Link::new(driver, state.admission.windows());
+        let admitted = state.admission.admit(node, link.clone());
+        drop(state);
         let key = match admitted {
             Ok(key) => key,
             Err(reason) => {
-                driver.close(reason);
+                link.driver.close(reason);
                 return Err(match reason {
                     CloseReason::ShutOut => Error::ShutOut(node),
                     _ => Error::TooManyConnections(self.limits.connections_max),
@@ -211,22 +215,22 @@ impl Shared {
         };
         self.share_windows();
         let shared = self.clone();
-        let watched = driver.clone();
+        let watched = link.driver.clone();
         tokio::spawn(async move {
             let error = watched.closed().await;
             debug!(peer = %node.short(), %error, "connection over");
             shared.state.lock().admission.remove(key);
             shared.share_windows();
         });
-        Ok(Connection::new(driver, node))
+        Ok(Connection::new(link, node))
     }
 
     /// Gives every connection its share of the budgets.
     fn share_windows(&self) {
         let state = self.state.lock();
         let windows = state.admission.windows();
-        for connection in state.admission.entries() {
-            connection.set_windows(windows);
+        for link in state.admission.entries() {
+            link.set_windows(windows);
         }
     }
 }
@@ -262,7 +266,7 @@ async fn take_in(shared: Arc<Shared>, accepted: mpsc::Sender<Connection>) {
             drop(handshake);
             match connection {
                 Ok(connection) => {
-                    connection.driver().announce_admission();
+                    connection.link().driver.announce_admission();
                     // Nobody accepts any more: the connection is closed by being dropped.
                     let _ = accepted.send(connection).await;
                 }

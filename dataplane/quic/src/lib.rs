@@ -24,6 +24,7 @@ mod driver;
 mod endpoint;
 mod error;
 mod identity;
+mod link;
 mod stream;
 
 pub use config::{ConfigError, EndpointConfig, Limits, NodeIdentity};

@@ -21,18 +21,26 @@ fn rank(priority: Priority) -> i32 {
 #[derive(Debug)]
 pub struct SendStream {
     driver: driver::SendStream,
+    priority: Priority,
     open: bool,
     /// Keeps the connection open for as long as somebody uses the stream.
-    _connection: Connection,
+    connection: Connection,
 }
 
 impl SendStream {
-    pub(crate) fn new(driver: driver::SendStream, connection: Connection) -> Self {
-        Self {
+    pub(crate) fn new(
+        driver: driver::SendStream,
+        connection: Connection,
+        priority: Priority,
+    ) -> Self {
+        let mut stream = Self {
             driver,
+            priority,
             open: true,
-            _connection: connection,
-        }
+            connection,
+        };
+        stream.set_priority(priority);
+        stream
     }
 
     /// Writes `message` as a frame.
@@ -56,6 +64,7 @@ impl SendStream {
         if bytes.is_empty() {
             return Ok(());
         }
+        let _room = self.connection.link().make_room(self.priority);
         self.driver.write(bytes).await
     }
 
@@ -64,7 +73,9 @@ impl SendStream {
     /// # Errors
     /// [`Error::StreamClosed`] where it ended before.
     pub fn finish(&mut self) -> Result<(), Error> {
-        self.open = false;
+        if !std::mem::replace(&mut self.open, false) {
+            return Err(Error::StreamClosed);
+        }
         self.driver.finish()
     }
 
@@ -75,8 +86,9 @@ impl SendStream {
         }
     }
 
-    /// Lets what is written on this stream overtake streams that are less urgent.
+    /// Lets what is written on this stream, also before, overtake streams that are less urgent.
     pub fn set_priority(&mut self, priority: Priority) {
+        self.priority = priority;
         self.driver.set_rank(rank(priority));
     }
 

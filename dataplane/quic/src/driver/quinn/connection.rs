@@ -7,7 +7,6 @@ use rustls_pki_types::CertificateDer;
 
 use super::errors::{connection_error, read_error};
 use super::stream::{RecvStream, SendStream};
-use crate::admission::Windows;
 use crate::connection::PathStats;
 use crate::error::{CloseReason, Error};
 
@@ -76,10 +75,15 @@ impl Connection {
         }
     }
 
-    pub(crate) fn set_windows(&self, windows: Windows) {
-        self.0.set_send_window(windows.send);
+    /// Bytes that may be written and not yet acknowledged.
+    pub(crate) fn set_send_window(&self, bytes: u64) {
+        self.0.set_send_window(bytes);
+    }
+
+    /// Bytes that the peer may send and that are not yet read.
+    pub(crate) fn set_receive_window(&self, bytes: u64) {
         self.0
-            .set_receive_window(VarInt::from_u64(windows.receive).unwrap_or(VarInt::MAX));
+            .set_receive_window(VarInt::from_u64(bytes).unwrap_or(VarInt::MAX));
     }
 
     pub(crate) fn close(&self, reason: CloseReason) {
