@@ -119,9 +119,9 @@ impl Blob {
         self.0.state.lock().complete
     }
 
-    /// Bytes written that are not yet known to survive a crash; [`Self::flush`] brings it to zero.
+    /// Bytes of committed pieces that a crash would lose; [`Self::flush`] brings it to zero.
     pub fn unflushed_bytes(&self) -> u64 {
-        self.0.state.lock().unflushed_bytes
+        self.0.state.lock().unflushed_bytes()
     }
 
     /// The end of the bytes that can be read from `offset` on without a gap; `offset` where none.
@@ -203,34 +203,33 @@ impl Blob {
             return Ok(proof.filter(|_| state.held.contains(piece)));
         }
         drop(state);
-        self.drop_damaged(piece);
+        self.drop_damaged(piece, |state| state.held.contains(piece));
         Err(self.corrupt(piece))
     }
 
     /// True where `piece` is held and verified; false where it is not held.
     fn verify_piece(&self, piece: PieceIndex) -> Result<bool, StoreError> {
-        match self.look(piece) {
-            Look::Verified => return Ok(true),
-            Look::NotHeld => return Ok(false),
-            Look::Verify => {}
-        }
-        let turn = VerifyTurn(&self.0, piece);
-        let matches = self.matches_record(piece);
-        if matches!(matches, Ok(true)) {
-            self.0.state.lock().unverified.remove(piece);
-            return Ok(true);
-        }
-        let damaged = match &matches {
-            Err(error) => is_damage(error),
-            Ok(_) => true,
-        };
-        if damaged {
-            self.drop_damaged(piece);
-        }
-        drop(turn);
-        match matches {
-            Err(error) if !damaged => Err(StoreError::io("read", &self.0.files.place.data, error)),
-            _ => Err(self.corrupt(piece)),
+        loop {
+            match self.look(piece) {
+                Look::Verified => return Ok(true),
+                Look::NotHeld => return Ok(false),
+                Look::Verify => {}
+            }
+            let _turn = VerifyTurn(&self.0, piece);
+            match self.matches_record(piece) {
+                Ok(true) => {
+                    self.0.state.lock().unverified.remove(piece);
+                    return Ok(true);
+                }
+                Err(error) if !is_damage(&error) => {
+                    return Err(StoreError::io("read", &self.0.files.place.data, error));
+                }
+                Ok(false) | Err(_) => {}
+            }
+            // Discarded while it was read, it may be anew and fine: look again.
+            if self.drop_damaged(piece, |state| state.unverified.contains(piece)) {
+                return Err(self.corrupt(piece));
+            }
         }
     }
 
@@ -291,11 +290,16 @@ impl Blob {
         first.unwrap_or_else(|| StoreError::io("read", &self.0.files.place.data, error))
     }
 
-    fn drop_damaged(&self, piece: PieceIndex) {
-        tracing::warn!(blob = %self.digest(), %piece, "a piece is damaged on disk; it is dropped and fetched again");
-        if let Err(error) = self.discard_piece(piece) {
-            tracing::warn!(blob = %self.digest(), %piece, %error, "the damaged piece stays marked on disk; it will be verified again");
+    fn drop_damaged(&self, piece: PieceIndex, still: impl Fn(&State) -> bool) -> bool {
+        let dropped = self.forget(piece, still);
+        if let Err(error) = &dropped {
+            tracing::warn!(blob = %self.digest(), %piece, %error, "a damaged piece stays marked on disk; it will be verified again");
         }
+        let dropped = dropped.unwrap_or(true);
+        if dropped {
+            tracing::warn!(blob = %self.digest(), %piece, "a piece is damaged on disk; it is dropped and fetched again");
+        }
+        dropped
     }
 
     pub(crate) fn corrupt(&self, piece: PieceIndex) -> StoreError {

@@ -83,7 +83,9 @@ impl Files {
     pub(crate) fn open(fs: &dyn FileSystem, place: Place) -> Result<(Self, Found), Unusable> {
         let open = |path: &Path| {
             let file = fs.open(path).map_err(|e| StoreError::io("open", path, e))?;
-            let len = file.len().map_err(|e| StoreError::io("measure", path, e))?;
+            let len = file
+                .length()
+                .map_err(|e| StoreError::io("measure", path, e))?;
             Ok::<_, StoreError>((file, len))
         };
         let (meta, meta_len) = open(&place.meta)?;

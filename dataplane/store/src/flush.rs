@@ -1,6 +1,6 @@
 //! Making pieces survive a crash.
 
-use pantala_wire::PieceIndex;
+use pantala_wire::{PieceIndex, PieceSet};
 
 use crate::blob::Blob;
 use crate::error::StoreError;
@@ -15,27 +15,22 @@ impl Blob {
     /// the last one and will not say so again: all pieces and groups that were not durable are
     /// dropped, and have to be fetched again.
     pub fn flush(&self) -> Result<(), StoreError> {
-        let mut named = self.0.flushing.lock();
+        self.flush_in_turn(&mut self.0.flushing.lock())
+    }
+
+    fn flush_in_turn(&self, named: &mut bool) -> Result<(), StoreError> {
         let state = self.0.state.lock();
         let dirty: Vec<(PieceIndex, u64)> = state.dirty.iter().map(|(p, c)| (*p, *c)).collect();
-        let flushed_bytes = state.unflushed_bytes;
         drop(state);
         if dirty.is_empty() {
             return Ok(());
         }
-        let synced = self
-            .0
-            .files
-            .sync_data()
-            .and_then(|()| self.0.files.sync_meta());
-        if let Err(error) = synced {
-            self.drop_unsynced();
+        let synced = self.0.files.sync_data();
+        if let Err(error) = synced.and_then(|()| self.0.files.sync_meta()) {
+            self.drop_unsynced(&mut self.0.durable.lock());
             return Err(error);
         }
-        if !*named {
-            self.0.sync_name()?;
-            *named = true;
-        }
+        self.name_in_turn(named)?;
         let mut durable = self.0.durable.lock();
         let state = self.0.state.lock();
         // Discarded meanwhile, or discarded and written anew: not what was synced.
@@ -46,12 +41,11 @@ impl Blob {
             durable.insert(*piece);
         }
         self.0.files.write_bitmap(&durable)?;
-        self.0.files.sync_meta()?;
+        self.sync_meta_or_drop(&mut durable)?;
         let mut state = self.0.state.lock();
         for piece in flushed {
             state.dirty.remove(&piece);
         }
-        state.unflushed_bytes = state.unflushed_bytes.saturating_sub(flushed_bytes);
         Ok(())
     }
 
@@ -61,8 +55,11 @@ impl Blob {
     /// [`StoreError::StaleProof`] where a piece was dropped since the proof was made; as
     /// [`Self::flush`].
     pub fn mark_complete(&self, proof: Sha256Proof) -> Result<(), StoreError> {
-        self.flush()?;
-        let durable = self.0.durable.lock();
+        let mut named = self.0.flushing.lock();
+        self.flush_in_turn(&mut named)?;
+        // An empty blob has nothing to flush, and so no name yet.
+        self.name_in_turn(&mut named)?;
+        let mut durable = self.0.durable.lock();
         let state = self.0.state.lock();
         let fresh = proof.incarnation == self.0.incarnation && proof.discards == state.discards;
         if !fresh || !state.held.is_full() || !durable.is_full() {
@@ -70,19 +67,33 @@ impl Blob {
         }
         drop(state);
         self.0.files.write_seal(true)?;
-        self.0.files.sync_meta()?;
-        let mut named = self.0.flushing.try_lock();
-        if let Some(named) = named.as_mut().filter(|named| !***named) {
-            self.0.sync_name()?;
-            **named = true;
-        }
+        self.sync_meta_or_drop(&mut durable)?;
+        // Pieces are dropped under the lock that is held here: all are still there.
         self.0.state.lock().complete = true;
         Ok(())
     }
 
-    fn drop_unsynced(&self) {
+    fn name_in_turn(&self, named: &mut bool) -> Result<(), StoreError> {
+        if !*named {
+            self.0.sync_name()?;
+            *named = true;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn sync_meta_or_drop(&self, durable: &mut PieceSet) -> Result<(), StoreError> {
+        self.0
+            .files
+            .sync_meta()
+            .inspect_err(|_| self.drop_unsynced(durable))
+    }
+
+    fn drop_unsynced(&self, durable: &mut PieceSet) {
         let dropped = self.0.state.lock().discard_unsynced();
         self.0.changed.notify_all();
+        for piece in &dropped {
+            durable.remove(*piece);
+        }
         tracing::warn!(
             blob = %self.digest(),
             pieces = dropped.len(),

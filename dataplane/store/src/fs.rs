@@ -23,7 +23,7 @@ const FILE_MODE: u32 = 0o600;
 /// An open file. Offsets and lengths are bytes.
 pub trait StoreFile: Send + Sync {
     /// Its length.
-    fn len(&self) -> io::Result<u64>;
+    fn length(&self) -> io::Result<u64>;
     /// Makes it `len` bytes long and reserves them on the disk where the file system can.
     fn allocate(&self, len: u64) -> io::Result<()>;
     /// Fills `out` from `offset`; an end of file before that is `UnexpectedEof`.
@@ -152,7 +152,7 @@ impl FileSystem for OsFileSystem {
 struct OsFile(File);
 
 impl StoreFile for OsFile {
-    fn len(&self) -> io::Result<u64> {
+    fn length(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
 

@@ -29,6 +29,7 @@ mod fs;
 mod hash;
 mod map;
 pub mod meta;
+mod open;
 mod place;
 mod registry;
 mod state;
@@ -37,7 +38,7 @@ mod write;
 
 pub use blob::Blob;
 pub use error::StoreError;
-pub use fs::{FileSystem, MappedFile, OsFileSystem, StoreFile};
+pub use fs::{FileSystem, LockError, MappedFile, OsFileSystem, StoreFile};
 pub use hash::{Sha256Progress, Sha256Proof, Sha256Verdict};
 pub use meta::PieceProof;
 pub use store::{BlobSummary, Store, StoreConfig};

@@ -26,8 +26,19 @@ struct Group {
 #[derive(Debug)]
 struct Partial {
     groups: Vec<Group>,
-    /// Tells a writer that what it wrote has been dropped meanwhile.
-    epoch: u64,
+    /// A failed sync has dropped it while somebody was at it: it goes when they are done, and what
+    /// they wrote with it.
+    dropped: bool,
+}
+
+impl Partial {
+    fn is_busy(&self) -> bool {
+        self.groups.iter().any(|group| group.busy)
+    }
+
+    fn digests(&self) -> Option<Vec<GroupDigest>> {
+        self.groups.iter().map(|group| group.digest).collect()
+    }
 }
 
 /// The right to write some groups, or to commit a piece, given back when done.
@@ -35,7 +46,6 @@ struct Partial {
 pub(crate) struct Turn {
     pub(crate) piece: PieceIndex,
     groups: Range<usize>,
-    epoch: u64,
 }
 
 impl Turn {
@@ -65,9 +75,7 @@ pub(crate) struct State {
     pub(crate) discards: u64,
     pub(crate) generation: u64,
     pub(crate) complete: bool,
-    pub(crate) unflushed_bytes: u64,
     commits: u64,
-    epochs: u64,
 }
 
 impl State {
@@ -83,9 +91,7 @@ impl State {
             discards: 0,
             generation: 0,
             complete,
-            unflushed_bytes: 0,
             commits: 0,
-            epochs: 0,
         }
     }
 
@@ -113,16 +119,12 @@ impl State {
             return Err(StoreError::AlreadyHeld(piece));
         }
         let count = self.layout.groups_in(piece) as usize;
-        let epochs = &mut self.epochs;
-        let partial = self.partial.entry(piece).or_insert_with(|| {
-            *epochs += 1;
-            Partial {
-                groups: vec![Group::default(); count],
-                epoch: *epochs,
-            }
+        let partial = self.partial.entry(piece).or_insert_with(|| Partial {
+            groups: vec![Group::default(); count],
+            dropped: false,
         });
         let groups = &mut partial.groups[first..first + digests.len()];
-        if groups.iter().any(|group| group.busy) {
+        if partial.dropped || groups.iter().any(|group| group.busy) {
             return Ok(Err(Busy));
         }
         let mut turns: Vec<Turn> = Vec::new();
@@ -140,7 +142,6 @@ impl State {
                 _ => turns.push(Turn {
                     piece,
                     groups: at..at + 1,
-                    epoch: partial.epoch,
                 }),
             }
         }
@@ -153,17 +154,24 @@ impl State {
         let Some(partial) = self.partial.get_mut(&turn.piece) else {
             return false;
         };
-        if partial.epoch != turn.epoch {
-            return false;
-        }
+        let digests = digests.filter(|_| !partial.dropped);
         for (at, group) in partial.groups[turn.groups.clone()].iter_mut().enumerate() {
             group.busy = false;
             group.digest = digests.and_then(|digests| digests.get(at).copied());
         }
-        if digests.is_some() {
-            self.unflushed_bytes += turn.groups.len() as u64 * GROUP_SIZE;
+        self.settle(turn.piece)
+    }
+
+    /// Takes a dropped piece out once nobody is at it; true where it is not dropped.
+    fn settle(&mut self, piece: PieceIndex) -> bool {
+        let Some(partial) = self.partial.get(&piece) else {
+            return false;
+        };
+        let dropped = partial.dropped;
+        if dropped && !partial.is_busy() {
+            self.partial.remove(&piece);
         }
-        true
+        !dropped
     }
 
     /// Takes the turn to commit `piece`; its groups stay readable and cannot be written.
@@ -176,12 +184,10 @@ impl State {
             .partial
             .get_mut(&piece)
             .ok_or(StoreError::Unwritten(piece))?;
-        if partial.groups.iter().any(|group| group.busy) {
+        if partial.is_busy() {
             return Ok(Err(Busy));
         }
-        let digests: Option<Vec<GroupDigest>> =
-            partial.groups.iter().map(|group| group.digest).collect();
-        let digests = digests.ok_or(StoreError::Unwritten(piece))?;
+        let digests = partial.digests().ok_or(StoreError::Unwritten(piece))?;
         let written = piece_digest(&digests).ok_or(StoreError::Unwritten(piece))?;
         if written != *claimed {
             return Err(StoreError::WrongDigest {
@@ -196,7 +202,6 @@ impl State {
         let turn = Turn {
             piece,
             groups: 0..digests.len(),
-            epoch: partial.epoch,
         };
         Ok(Ok((turn, digests)))
     }
@@ -207,14 +212,11 @@ impl State {
         let Some(partial) = self.partial.get_mut(&turn.piece) else {
             return false;
         };
-        if partial.epoch != turn.epoch {
-            return false;
-        }
-        if !recorded {
+        if partial.dropped || !recorded {
             for group in &mut partial.groups {
                 group.busy = false;
             }
-            return true;
+            return self.settle(turn.piece);
         }
         self.partial.remove(&turn.piece);
         self.commits += 1;
@@ -225,9 +227,7 @@ impl State {
 
     /// Whether somebody writes or commits `piece`.
     pub(crate) fn is_busy(&self, piece: PieceIndex) -> bool {
-        self.partial
-            .get(&piece)
-            .is_some_and(|partial| partial.groups.iter().any(|group| group.busy))
+        self.partial.get(&piece).is_some_and(Partial::is_busy)
     }
 
     /// Forgets `piece` and what was written of it.
@@ -252,11 +252,24 @@ impl State {
         for piece in &pieces {
             self.discard(*piece);
         }
-        // Writers in progress find their epoch gone.
-        self.partial.clear();
+        self.partial.retain(|_, partial| partial.is_busy());
+        for partial in self.partial.values_mut() {
+            partial.dropped = true;
+            for group in &mut partial.groups {
+                group.digest = None;
+            }
+        }
         self.generation += 1;
-        self.unflushed_bytes = 0;
         pieces
+    }
+
+    /// Bytes of the pieces that a crash would lose.
+    pub(crate) fn unflushed_bytes(&self) -> u64 {
+        let ranges = self
+            .dirty
+            .keys()
+            .filter_map(|p| self.layout.piece_range(*p));
+        ranges.map(|range| range.len()).sum()
     }
 
     /// Whether a held piece of the first `end` bytes was discarded after `discards` others had been.
@@ -272,14 +285,7 @@ impl State {
 
     /// The digest of what has been written of `piece`, where that is all of it.
     pub(crate) fn written_digest(&self, piece: PieceIndex) -> Option<PieceDigest> {
-        let digests: Option<Vec<GroupDigest>> = self
-            .partial
-            .get(&piece)?
-            .groups
-            .iter()
-            .map(|group| group.digest)
-            .collect();
-        piece_digest(&digests?)
+        piece_digest(&self.partial.get(&piece)?.digests()?)
     }
 
     /// The end of the readable bytes that start at `offset`, looked for up to `limit`.

@@ -5,7 +5,7 @@ use pantala_wire::{Claim, GROUP_SIZE, GroupDigest, PieceIndex, tree::group_diges
 use crate::blob::{Blob, Inner};
 use crate::error::StoreError;
 use crate::meta::PieceProof;
-use crate::state::{Busy, Turn};
+use crate::state::{Busy, State, Turn};
 
 impl Blob {
     /// Writes whole groups at `offset`, or groups and the blob's tail, and makes them readable.
@@ -84,20 +84,32 @@ impl Blob {
     /// [`StoreError::Io`] where that could not be made durable; in this process it is forgotten
     /// all the same.
     pub fn discard_piece(&self, piece: PieceIndex) -> Result<(), StoreError> {
+        self.forget(piece, |_| true).map(drop)
+    }
+
+    /// Forgets `piece` if `still` holds when everybody else is done with it; whether it did.
+    pub(crate) fn forget(
+        &self,
+        piece: PieceIndex,
+        still: impl Fn(&State) -> bool,
+    ) -> Result<bool, StoreError> {
         let mut durable = self.0.durable.lock();
         let mut state = self.0.state.lock();
         while state.is_busy(piece) {
             self.wait(&mut state);
         }
+        if !still(&state) {
+            return Ok(false);
+        }
         state.discard(piece);
         drop(state);
         self.0.changed.notify_all();
-        if !durable.remove(piece) {
-            return Ok(());
+        if durable.remove(piece) {
+            self.0.files.write_seal(false)?;
+            self.0.files.write_bitmap(&durable)?;
+            self.sync_meta_or_drop(&mut durable)?;
         }
-        self.0.files.write_seal(false)?;
-        self.0.files.write_bitmap(&durable)?;
-        self.0.files.sync_meta()
+        Ok(true)
     }
 
     fn check_bounds(&self, offset: u64, len: usize) -> Result<(), StoreError> {
