@@ -1,0 +1,60 @@
+//! `pantala node`: builds the node from its configuration, runs it, takes it down again.
+//!
+//! Order matters both ways. Control (where it is embedded) comes first, then the identity that it
+//! certifies, then store, peers and engine, and the mirror last: a client is only let in once
+//! everything behind it works. Down goes the mirror first, so that no request meets half a node.
+
+mod build;
+
+use std::time::Instant;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Config, LogFormat};
+use build::Node;
+
+/// Runs a node until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Whatever keeps it from starting: a port in use, a data directory without rights, a control that
+/// refuses the token.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let started = Instant::now();
+    start_log(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("pantala")
+        .build()
+        .context("cannot start the runtime's threads")?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
+        let mut interrupt = signal(SignalKind::interrupt()).context("cannot handle SIGINT")?;
+        let stop = async move {
+            tokio::select! {
+                _ = terminate.recv() => tracing::info!("SIGTERM: shutting down"),
+                _ = interrupt.recv() => tracing::info!("SIGINT: shutting down"),
+            }
+        };
+        tokio::pin!(stop);
+        let node = tokio::select! {
+            node = Node::start(&config, started) => node?,
+            () = &mut stop => return Ok(()),
+        };
+        node.run(stop).await
+    })
+}
+
+fn start_log(config: &Config) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&config.log.filter)
+        .with_context(|| format!("log.filter = {:?} is no filter", config.log.filter))?;
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let started = match config.log.format {
+        LogFormat::Text => log.with_ansi(false).try_init(),
+        LogFormat::Json => log.json().try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!("cannot start the log: {error}"))
+}

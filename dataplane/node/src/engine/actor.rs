@@ -1,0 +1,371 @@
+//! Drives one download: feeds its state machine and performs what that decides.
+//!
+//! One actor owns one `pantala_swarm::Download`. It never waits for I/O itself: each action runs
+//! as a task of its own that reports back as an event, so a slow peer, source or disk holds up
+//! nothing but itself. The actor ends when the blob is complete, has failed, or nobody has read
+//! it for [`LINGER`]; ending aborts what is still under way.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use pantala_control::Command;
+use pantala_store::{Sha256Progress, Sha256Verdict, StoreError};
+use pantala_swarm::{Action, Download, Input, RequestId};
+use pantala_wire::{NodeId, PieceIndex};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+
+use super::task::{Task, TaskEvent, TaskState};
+use super::{Shared, fetch_peer, fetch_source, recheck, subscribe};
+use crate::metrics::OutcomeLabel;
+
+/// How long a download without readers goes on before it is parked: a client that was cut off
+/// comes back within seconds, and what others lease from the source should not be given up for it.
+const LINGER: Duration = Duration::from_secs(30);
+/// Verified bytes between two steps of the running sha256: small enough that little is left to
+/// hash when the last piece arrives, large enough that a step is worth a thread switch.
+const HASH_STEP_BYTES: u64 = 16 << 20;
+/// Unflushed bytes after which pieces are made durable; what a crash can cost.
+const FLUSH_BYTES: u64 = 256 << 20;
+
+/// The sha256 as far as it has been computed.
+pub struct Hashed {
+    hasher: Sha256Progress,
+    outcome: Result<Sha256Verdict, StoreError>,
+}
+
+pub(super) struct Actor {
+    shared: Arc<Shared>,
+    task: Arc<Task>,
+    machine: Download,
+    epoch: Instant,
+    shells: JoinSet<()>,
+    requests: HashMap<RequestId, AbortHandle>,
+    subscriptions: HashMap<NodeId, AbortHandle>,
+    /// Absent while a thread computes with it.
+    hasher: Option<Sha256Progress>,
+    verify_wanted: bool,
+    flushing: bool,
+    idle_since: Option<Instant>,
+}
+
+impl Actor {
+    pub(super) fn new(shared: Arc<Shared>, task: Arc<Task>) -> Self {
+        let epoch = Instant::now();
+        let held = task.blob.held();
+        // Nodes that start the same blob at once should not all begin with the same pieces.
+        let seed = u64::from_le_bytes(
+            shared.identity.node_id().as_bytes()[..8]
+                .try_into()
+                .expect("a node ID has 32 bytes"),
+        );
+        let mut machine = Download::new(
+            shared.download.clone(),
+            task.blob.layout(),
+            held,
+            seed,
+            Duration::ZERO,
+        );
+        let now = epoch.elapsed();
+        machine.handle(
+            now,
+            Input::SourceChanged {
+                available: task.access().is_some(),
+            },
+        );
+        let control = if shared.control.is_connected() {
+            Input::ControlUp
+        } else {
+            Input::ControlDown
+        };
+        machine.handle(now, control);
+        let hasher = Some(Sha256Progress::new());
+        Self {
+            shared,
+            task,
+            machine,
+            epoch,
+            shells: JoinSet::new(),
+            requests: HashMap::new(),
+            subscriptions: HashMap::new(),
+            hasher,
+            verify_wanted: false,
+            flushing: false,
+            idle_since: None,
+        }
+    }
+
+    /// Runs until the download ends.
+    pub(super) async fn run(mut self, mut events: mpsc::Receiver<TaskEvent>) {
+        self.shared.open_at_control(&self.task.digest);
+        let state = loop {
+            if let Some(state) = self.perform_all() {
+                break state;
+            }
+            let timeout = self
+                .machine
+                .next_timeout()
+                .unwrap_or(LINGER)
+                .saturating_sub(self.epoch.elapsed())
+                .min(LINGER);
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.event(event),
+                    None => break TaskState::Parked,
+                },
+                Some(_) = self.shells.join_next() => {}
+                () = tokio::time::sleep(timeout) => self.input(Input::Tick),
+            }
+            if self.idle() {
+                break TaskState::Parked;
+            }
+        };
+        self.end(state, events).await;
+    }
+
+    fn input(&mut self, input: Input) {
+        self.machine.handle(self.epoch.elapsed(), input);
+    }
+
+    /// Whether nobody has read for long enough to stop.
+    fn idle(&mut self) -> bool {
+        if self.task.readers.load(Ordering::Acquire) > 0 {
+            self.idle_since = None;
+            return false;
+        }
+        self.idle_since.get_or_insert_with(Instant::now).elapsed() >= LINGER
+    }
+
+    fn event(&mut self, event: TaskEvent) {
+        match event {
+            TaskEvent::Machine(input) => {
+                match &input {
+                    Input::Lease { pieces, .. } => self.task.leased.lock().insert_run(*pieces),
+                    Input::PieceDone { piece, .. } => {
+                        self.task.leased.lock().remove(*piece);
+                        self.hash_on();
+                        self.flush_on();
+                    }
+                    Input::RequestDone { request } | Input::RequestFailed { request, .. } => {
+                        self.requests.remove(request);
+                    }
+                    Input::ParentGone { parent, .. } => {
+                        self.subscriptions.remove(parent);
+                    }
+                    _ => {}
+                }
+                self.input(input);
+            }
+            TaskEvent::Access(access) => {
+                if self.task.add_access(access) {
+                    self.input(Input::SourceChanged { available: true });
+                }
+            }
+            TaskEvent::Hashed(hashed) => self.hashed(hashed),
+            TaskEvent::Flushed => self.flushing = false,
+        }
+    }
+
+    /// Goes on with the sha256 where enough has arrived, or the whole is to be verified.
+    fn hash_on(&mut self) {
+        let Some(hasher) = &self.hasher else {
+            return;
+        };
+        let ready = self.task.blob.readable_from(hasher.hashed_bytes());
+        if !self.verify_wanted && ready < HASH_STEP_BYTES {
+            return;
+        }
+        let Some(mut hasher) = self.hasher.take() else {
+            return;
+        };
+        let (task, blob) = (Arc::clone(&self.task), self.task.blob.clone());
+        self.shells.spawn(async move {
+            let hashed = super::blocking(move || {
+                let outcome = blob.verify_sha256(&mut hasher);
+                Hashed { hasher, outcome }
+            })
+            .await;
+            task.tell(TaskEvent::Hashed(hashed)).await;
+        });
+    }
+
+    fn hashed(&mut self, hashed: Hashed) {
+        let Hashed { hasher, outcome } = hashed;
+        match outcome {
+            Ok(Sha256Verdict::Unfinished) => {
+                self.hasher = Some(hasher);
+                self.hash_on();
+            }
+            Ok(Sha256Verdict::Match(proof)) => {
+                self.hasher = Some(hasher);
+                match self.task.blob.mark_complete(proof) {
+                    Ok(()) => self.input(Input::Verified { ok: true }),
+                    Err(error) => self.store_failed(&error),
+                }
+            }
+            Ok(Sha256Verdict::Mismatch) => {
+                tracing::warn!(digest = %self.task.digest, "the whole blob's sha256 is wrong: asking the source for its pieces again");
+                self.hasher = Some(Sha256Progress::new());
+                self.verify_wanted = false;
+                self.input(Input::Verified { ok: false });
+            }
+            Err(StoreError::Corrupt { piece, .. }) => {
+                self.shared.metrics.pieces_dropped.inc();
+                tracing::warn!(digest = %self.task.digest, piece = piece.0, "a stored piece was wrong: fetching it again");
+                self.hasher = Some(Sha256Progress::new());
+                self.verify_wanted = false;
+                self.input(Input::PieceLost { piece });
+            }
+            Err(error) => self.store_failed(&error),
+        }
+    }
+
+    fn store_failed(&mut self, error: &StoreError) {
+        tracing::warn!(digest = %self.task.digest, %error, "the store failed");
+        self.input(Input::StoreFailed {
+            reason: error.to_string(),
+        });
+    }
+
+    /// Makes pieces durable now and then, so that a crash costs little.
+    fn flush_on(&mut self) {
+        if self.flushing || self.task.blob.unflushed_bytes() < FLUSH_BYTES {
+            return;
+        }
+        self.flushing = true;
+        let task = Arc::clone(&self.task);
+        self.shells.spawn(async move {
+            let blob = task.blob.clone();
+            if let Err(error) = super::blocking(move || blob.flush()).await {
+                tracing::warn!(digest = %task.digest, %error, "pieces could not be made durable");
+            }
+            task.tell(TaskEvent::Flushed).await;
+        });
+    }
+
+    /// Performs what the machine wants done; the end state once there is one.
+    fn perform_all(&mut self) -> Option<TaskState> {
+        while let Some(action) = self.machine.poll_action() {
+            match action {
+                Action::Complete => return Some(TaskState::Complete),
+                Action::Fail { reason } => {
+                    return Some(TaskState::Failed(reason.to_string().into()));
+                }
+                action => self.perform(action),
+            }
+        }
+        None
+    }
+
+    fn perform(&mut self, action: Action) {
+        let digest = self.task.digest;
+        match action {
+            Action::Subscribe { parent } => {
+                let shell =
+                    subscribe::run(Arc::clone(&self.shared), Arc::clone(&self.task), parent);
+                let handle = self.shells.spawn(shell);
+                self.subscriptions.insert(parent, handle);
+            }
+            Action::Unsubscribe { parent } => {
+                if let Some(handle) = self.subscriptions.remove(&parent) {
+                    handle.abort();
+                }
+            }
+            Action::Fetch {
+                request,
+                parent,
+                piece,
+                first_group,
+                priority,
+            } => self.fetch(fetch_peer::PieceRequest {
+                request,
+                parent,
+                piece,
+                first_group,
+                priority,
+            }),
+            Action::FetchSource {
+                request, pieces, ..
+            } => {
+                let shell = fetch_source::run(
+                    Arc::clone(&self.shared),
+                    Arc::clone(&self.task),
+                    request,
+                    pieces,
+                );
+                let handle = self.shells.spawn(shell);
+                self.requests.insert(request, handle);
+            }
+            Action::Cancel { request } => {
+                if let Some(handle) = self.requests.remove(&request) {
+                    handle.abort();
+                }
+            }
+            Action::AskLease { wanted, urgent } => {
+                self.shared.control.send(Command::AskLease {
+                    digest,
+                    wanted,
+                    urgent: Some(urgent),
+                });
+            }
+            Action::ReturnLease { pieces } => {
+                let mut leased = self.task.leased.lock();
+                for piece in pieces.range() {
+                    leased.remove(PieceIndex(piece));
+                }
+                self.shared.control.send(Command::ReturnLease {
+                    digest,
+                    pieces: vec![pieces],
+                });
+            }
+            Action::Verify => {
+                self.verify_wanted = true;
+                self.hash_on();
+            }
+            Action::Recheck { piece } => {
+                let shell = recheck::run(Arc::clone(&self.shared), Arc::clone(&self.task), piece);
+                self.shells.spawn(shell);
+            }
+            Action::Blame { node, why } => {
+                self.shared.metrics.liars.inc();
+                tracing::warn!(%digest, %node, ?why, "a peer is shut out of this download");
+            }
+            Action::Complete | Action::Fail { .. } => {}
+        }
+    }
+
+    fn fetch(&mut self, ask: fetch_peer::PieceRequest) {
+        let shell = fetch_peer::run(Arc::clone(&self.shared), Arc::clone(&self.task), ask);
+        let handle = self.shells.spawn(shell);
+        self.requests.insert(ask.request, handle);
+    }
+
+    async fn end(mut self, state: TaskState, mut events: mpsc::Receiver<TaskEvent>) {
+        events.close();
+        self.shells.abort_all();
+        let outcome = match &state {
+            TaskState::Complete => "complete",
+            TaskState::Failed(_) => "failed",
+            TaskState::Parked | TaskState::Running => "parked",
+        };
+        self.shared
+            .metrics
+            .tasks_ended
+            .get_or_create(&OutcomeLabel { outcome })
+            .inc();
+        match &state {
+            TaskState::Failed(why) => {
+                tracing::warn!(digest = %self.task.digest, %why, "download failed");
+            }
+            _ => tracing::info!(digest = %self.task.digest, outcome, "download ended"),
+        }
+        // Clients wait for the state, peers for the news; the disk may take its time after that.
+        self.shared.retire(&self.task, state).await;
+        let blob = self.task.blob.clone();
+        if let Err(error) = super::blocking(move || blob.flush()).await {
+            tracing::warn!(digest = %self.task.digest, %error, "pieces could not be made durable");
+        }
+    }
+}

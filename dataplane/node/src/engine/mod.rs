@@ -1,0 +1,367 @@
+//! Downloads: one task for each blob that somebody reads, and what all of them share.
+//!
+//! `mirror` opens blobs here and reads them; the policy of a download is `pantala_swarm`'s, the
+//! bytes are `pantala_store`'s. This module performs: it fetches from parents and from the source,
+//! writes, hashes, and reports. A task that fails leaves its readers a last resort: the source,
+//! read directly with the caller's own rights, past the store.
+
+mod actor;
+mod board;
+mod fetch_peer;
+mod fetch_source;
+mod reader;
+mod recheck;
+mod subscribe;
+mod task;
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use pantala_control::{Command, Identity, TaskReport};
+use pantala_source::{BodyStream, Source, SourceError};
+use pantala_store::{Blob, Store, StoreError};
+use pantala_swarm::{DownloadConfig, Input};
+use pantala_wire::{BlobDigest, ByteRange, NodeId, Priority};
+use parking_lot::Mutex;
+
+pub use board::Board;
+pub use reader::{ReadError, ReadRequest};
+pub use task::{SourceAccess, Task, TaskState, TaskSummary};
+
+use crate::control_link::ControlLink;
+use crate::metrics::{ByPeer, Metrics};
+use crate::peer::Peers;
+use task::TaskEvent;
+
+/// Blobs in one message of an announcement.
+const ANNOUNCE_BATCH: usize = 256;
+/// Ended tasks that `status` still shows.
+const ENDED_SHOWN_MAX: usize = 256;
+
+/// Runs `work`, which may block on the disk or hash for long, off the threads that serve sockets.
+///
+/// A panic in `work` goes on in the caller: it is a bug, and must not pass for an answer.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime is going down; whoever waits goes down with it.
+            Err(_) => std::future::pending().await,
+        },
+    }
+}
+
+/// Reads up to `len` bytes at `offset` that are readable now. Blocks on the disk.
+pub(crate) fn read_bytes(blob: &Blob, offset: u64, len: u64) -> Result<Bytes, StoreError> {
+    let mut buffer = vec![0; len as usize];
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match blob.read_at(offset + filled as u64, &mut buffer[filled..])? {
+            0 => break,
+            read => filled += read,
+        }
+    }
+    buffer.truncate(filled);
+    Ok(buffer.into())
+}
+
+/// What all downloads of a node use.
+pub struct Shared {
+    /// Blobs on disk.
+    pub store: Store,
+    /// Registries.
+    pub source: Source,
+    /// Other nodes.
+    pub peers: Peers,
+    /// Control.
+    pub control: ControlLink,
+    /// This node.
+    pub identity: Arc<Identity>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// Bytes from each peer, all blobs together.
+    pub by_peer: ByPeer,
+    /// Who waits for which blob.
+    pub board: Board,
+    /// The bounds of each download.
+    pub download: DownloadConfig,
+    tasks: Mutex<HashMap<BlobDigest, Arc<Task>>>,
+    ended: Mutex<VecDeque<TaskSummary>>,
+}
+
+impl Shared {
+    /// No download yet.
+    pub fn new(
+        store: Store,
+        source: Source,
+        peers: Peers,
+        control: ControlLink,
+        identity: Arc<Identity>,
+        metrics: Arc<Metrics>,
+        board: Board,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            source,
+            peers,
+            control,
+            identity,
+            metrics,
+            by_peer: ByPeer::default(),
+            board,
+            download: DownloadConfig::default(),
+            tasks: Mutex::default(),
+            ended: Mutex::default(),
+        })
+    }
+
+    /// Joins the blob's download, or starts it.
+    ///
+    /// # Errors
+    /// [`StoreError`] where there is no room for it, or its size contradicts what is stored.
+    pub async fn join(
+        self: &Arc<Self>,
+        digest: BlobDigest,
+        size_bytes: u64,
+        access: Option<SourceAccess>,
+    ) -> Result<Arc<Task>, StoreError> {
+        let running = self.tasks.lock().get(&digest).cloned();
+        if let Some(task) = running {
+            let stored_bytes = task.blob.layout().blob_size();
+            if stored_bytes != size_bytes {
+                return Err(StoreError::WrongSize {
+                    digest,
+                    stored_bytes,
+                    asked_bytes: size_bytes,
+                });
+            }
+            if let Some(access) = access {
+                task.tell(TaskEvent::Access(access)).await;
+            }
+            return Ok(task);
+        }
+        let shared = Arc::clone(self);
+        let blob = blocking(move || shared.store.create(&digest, size_bytes)).await?;
+        let (task, events) = Task::new(digest, blob, access.clone());
+        if task.blob.is_complete() {
+            // Nothing to download: a task without an actor, which nobody else needs to find.
+            task.state.send_replace(TaskState::Complete);
+            return Ok(task);
+        }
+        let winner = {
+            let mut tasks = self.tasks.lock();
+            match tasks.get(&digest) {
+                Some(other) => Arc::clone(other),
+                None => {
+                    tasks.insert(digest, Arc::clone(&task));
+                    self.metrics.tasks_active.set(tasks.len() as i64);
+                    Arc::clone(&task)
+                }
+            }
+        };
+        if Arc::ptr_eq(&winner, &task) {
+            tracing::info!(%digest, size_bytes, "download started");
+            tokio::spawn(actor::Actor::new(Arc::clone(self), task).run(events));
+        } else if let Some(access) = access {
+            winner.tell(TaskEvent::Access(access)).await;
+        }
+        Ok(winner)
+    }
+
+    /// Reads part of a blob as it arrives.
+    pub async fn read(
+        self: &Arc<Self>,
+        digest: BlobDigest,
+        size_bytes: u64,
+        request: ReadRequest,
+    ) -> Result<impl Stream<Item = Result<Bytes, ReadError>> + Send + use<>, StoreError> {
+        let task = self
+            .join(digest, size_bytes, request.access.clone())
+            .await?;
+        // Who reads the whole blob wants the rest of it soon; who reads a part may want no more.
+        if request.range.len() == size_bytes && task.state() == TaskState::Running {
+            let priority = Priority::Bulk;
+            task.input(Input::FetchAll { priority }).await;
+        }
+        Ok(reader::Reader::new(Arc::clone(self), task, request).into_stream())
+    }
+
+    /// Downloads the rest of a blob though nobody reads it now.
+    pub async fn prefetch(
+        self: &Arc<Self>,
+        digest: BlobDigest,
+        size_bytes: u64,
+        access: Option<SourceAccess>,
+    ) -> Result<(), StoreError> {
+        let task = self.join(digest, size_bytes, access).await?;
+        if task.state() == TaskState::Running {
+            let priority = Priority::Prefetch;
+            task.input(Input::FetchAll { priority }).await;
+        }
+        Ok(())
+    }
+
+    /// Reads past the store and the swarm.
+    pub async fn direct(
+        &self,
+        digest: &BlobDigest,
+        size_bytes: u64,
+        range: ByteRange,
+        access: &SourceAccess,
+    ) -> Result<BodyStream, SourceError> {
+        self.source
+            .fetch_blob(
+                &access.upstream,
+                &access.repository,
+                digest,
+                size_bytes,
+                range,
+                &access.credential,
+            )
+            .await
+    }
+
+    /// A download has ended.
+    async fn retire(&self, task: &Arc<Task>, state: TaskState) {
+        {
+            let mut tasks = self.tasks.lock();
+            if tasks
+                .get(&task.digest)
+                .is_some_and(|t| Arc::ptr_eq(t, task))
+            {
+                tasks.remove(&task.digest);
+            }
+            self.metrics.tasks_active.set(tasks.len() as i64);
+        }
+        task.state.send_replace(state);
+        self.board.ring(&task.digest);
+        {
+            let mut ended = self.ended.lock();
+            ended.retain(|e| e.digest != task.digest.to_string());
+            ended.truncate(ENDED_SHOWN_MAX - 1);
+            ended.push_front(task.summary());
+        }
+        let digest = task.digest;
+        self.control.send(Command::Holding {
+            digest,
+            runs: task.blob.held().runs(),
+            complete: task.blob.is_complete(),
+        });
+        self.control.send(Command::CloseTask { digest });
+    }
+
+    /// Tells control that the blob is being downloaded here.
+    pub fn open_at_control(&self, digest: &BlobDigest) {
+        let Some(task) = self.tasks.lock().get(digest).cloned() else {
+            return;
+        };
+        self.control.send(Command::OpenTask {
+            digest: *digest,
+            size_bytes: task.blob.layout().blob_size(),
+            has_source: task.access().is_some(),
+            held: task.blob.held().runs(),
+            complete: task.blob.is_complete(),
+        });
+    }
+
+    /// Tells control, at the start of a session, all that is held and wanted.
+    pub async fn announce(&self) {
+        let store = self.store.clone();
+        let stored = blocking(move || store.list()).await;
+        // A task that starts meanwhile says so after this announcement, not in the middle of it:
+        // tasks are added under this lock.
+        let tasks = self.tasks.lock();
+        let mut reports: Vec<TaskReport> = tasks.values().map(|task| task.report()).collect();
+        reports.extend(
+            stored
+                .iter()
+                .filter(|blob| blob.complete && !tasks.contains_key(&blob.digest))
+                .map(|blob| TaskReport {
+                    digest: blob.digest,
+                    size_bytes: blob.size,
+                    has_source: false,
+                    wanted: false,
+                    complete: true,
+                    held: Vec::new(),
+                    fetching: Vec::new(),
+                }),
+        );
+        let mut rest = reports.as_slice();
+        loop {
+            let (batch, after) = rest.split_at(rest.len().min(ANNOUNCE_BATCH));
+            rest = after;
+            self.control.send(Command::Announce {
+                holdings: batch.to_vec(),
+                last: rest.is_empty(),
+            });
+            if rest.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// A parent could not be reached; control may know better ones.
+    fn parent_failed(&self, digest: BlobDigest, node: NodeId) {
+        self.control.send(Command::ParentFailed { digest, node });
+    }
+
+    /// Every metric, brought up to date.
+    pub fn metrics_text(&self) -> String {
+        let used = i64::try_from(self.store.usage_bytes()).unwrap_or(i64::MAX);
+        self.metrics.store_used.set(used);
+        self.metrics.text()
+    }
+
+    /// Tells the blob's download; false where there is none.
+    pub async fn tell(&self, digest: &BlobDigest, input: Input) -> bool {
+        let task = self.tasks.lock().get(digest).cloned();
+        match task {
+            Some(task) => {
+                task.input(input).await;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Tells every download.
+    pub async fn tell_all(&self, input: Input) {
+        let tasks: Vec<_> = self.tasks.lock().values().cloned().collect();
+        for task in tasks {
+            task.input(input.clone()).await;
+        }
+    }
+
+    /// Running downloads and the last ended ones.
+    pub fn summaries(&self) -> Vec<TaskSummary> {
+        let running: Vec<_> = self.tasks.lock().values().cloned().collect();
+        let mut all: Vec<TaskSummary> = running.iter().map(|t| t.summary()).collect();
+        let ended = self.ended.lock();
+        all.extend(
+            ended
+                .iter()
+                .filter(|e| running.iter().all(|t| t.digest.to_string() != e.digest))
+                .cloned(),
+        );
+        all
+    }
+
+    /// Ends every download, for a shutdown; what is held becomes durable.
+    pub async fn shutdown(&self) {
+        let tasks: Vec<_> = self.tasks.lock().values().cloned().collect();
+        for task in tasks {
+            let digest = task.digest;
+            let blob = task.blob.clone();
+            if let Err(error) = blocking(move || blob.flush()).await {
+                tracing::warn!(%digest, %error, "pieces could not be made durable");
+            }
+        }
+    }
+}
+
+/// How long a shutdown waits for transfers under way.
+pub const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);

@@ -1,0 +1,290 @@
+//! A client's way through a blob: bytes as soon as they are here, in order, never wrong ones.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use pantala_source::{BodyStream, SourceError};
+use pantala_store::StoreError;
+use pantala_swarm::{Input, ReaderId};
+use pantala_wire::{ByteRange, GROUP_SIZE, PieceIndex, Priority};
+use tokio::sync::watch;
+
+use super::Shared;
+use super::task::{SourceAccess, Task, TaskEvent, TaskState};
+use crate::metrics::Origin;
+
+/// Bytes handed on at once: several groups while they are here, so that a local hit costs few
+/// switches between threads.
+const READ_SIZE_MAX: u64 = 4 * GROUP_SIZE;
+/// The end of a whole-blob read that is kept back until the blob's sha256 is verified, so that no
+/// client ever receives a whole wrong blob.
+const HELD_BACK: u64 = GROUP_SIZE;
+/// Pieces read between two words to the download of where the reader is: a part of its window.
+const ANNOUNCE_PIECES: u64 = 8;
+/// Times that a reader goes back to the engine after a task ended under it (parked, or a piece
+/// rotted) before it gives up.
+const REOPENS_MAX: u32 = 3;
+
+/// Why a client's read ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The download failed and the source could not be read directly either.
+    #[error("{why}; reading directly from the source failed too: {source}")]
+    Failed {
+        /// Why the download failed.
+        why: Arc<str>,
+        /// Why the source did not help.
+        source: SourceError,
+    },
+    /// The download failed and this caller has no way to the source.
+    #[error("{0}")]
+    NoWay(Arc<str>),
+    /// The source, read directly, failed.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The download kept ending before its end.
+    #[error("the download of {0} was interrupted too often")]
+    Interrupted(pantala_wire::BlobDigest),
+}
+
+/// What a reader is after.
+#[derive(Clone)]
+pub struct ReadRequest {
+    /// The bytes.
+    pub range: ByteRange,
+    /// How urgent.
+    pub priority: Priority,
+    /// The caller's own way to the source, the last resort.
+    pub access: Option<SourceAccess>,
+}
+
+pub(super) struct Reader {
+    shared: Arc<Shared>,
+    task: Arc<Task>,
+    request: ReadRequest,
+    id: ReaderId,
+    position: u64,
+    /// Where the last announced want began.
+    announced: Option<u64>,
+    bell: watch::Receiver<u64>,
+    state: watch::Receiver<TaskState>,
+    reopens: u32,
+    direct: Option<BodyStream>,
+    waited: bool,
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.task.readers.fetch_sub(1, Ordering::AcqRel);
+        let leave = TaskEvent::Machine(Input::Unwant { reader: self.id });
+        // A full queue: the actor is busy and finds out by the reader count. A closed one: it ended.
+        if self.task.events.try_send(leave).is_err() {
+            tracing::trace!(digest = %self.task.digest, "reader left unannounced");
+        }
+    }
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, task: Arc<Task>, request: ReadRequest) -> Self {
+        task.readers.fetch_add(1, Ordering::AcqRel);
+        let id = ReaderId(task.next_reader.fetch_add(1, Ordering::Relaxed));
+        Self {
+            bell: shared.board.watch(&task.digest),
+            state: task.state.subscribe(),
+            position: request.range.start(),
+            announced: None,
+            shared,
+            task,
+            request,
+            id,
+            reopens: 0,
+            direct: None,
+            waited: false,
+        }
+    }
+
+    /// The bytes, in chunks of up to 256 KiB; ends after an error.
+    pub(super) fn into_stream(self) -> impl Stream<Item = Result<Bytes, ReadError>> + Send {
+        futures_util::stream::unfold(Some(self), |reader| async {
+            let mut reader = reader?;
+            match reader.next().await {
+                Ok(None) => None,
+                Ok(Some(chunk)) => Some((Ok(chunk), Some(reader))),
+                Err(error) => {
+                    tracing::warn!(digest = %reader.task.digest, position = reader.position, %error, "read ended early");
+                    Some((Err(error), None))
+                }
+            }
+        })
+    }
+
+    async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
+        while self.position < self.request.range.end() {
+            if self.direct.is_some() {
+                return self.next_direct().await;
+            }
+            self.keep_ahead();
+            self.bell.mark_unchanged();
+            let state = self.state.borrow_and_update().clone();
+            let ready = self.ready(&state);
+            if ready > 0 {
+                match self.read(ready).await {
+                    // Dropped between the look and the read.
+                    Ok(chunk) if chunk.is_empty() => {}
+                    Ok(chunk) => return Ok(Some(chunk)),
+                    Err(StoreError::Corrupt { piece, .. }) => self.lost(piece).await?,
+                    Err(error) => return Err(error.into()),
+                }
+                continue;
+            }
+            match state {
+                TaskState::Running => self.wait().await,
+                TaskState::Complete | TaskState::Parked => self.reopen().await?,
+                TaskState::Failed(why) => self.go_direct(why).await?,
+            }
+        }
+        Ok(None)
+    }
+
+    /// Bytes that may be handed on from the position.
+    fn ready(&self, state: &TaskState) -> u64 {
+        let blob = &self.task.blob;
+        let mut end =
+            (self.position + blob.readable_from(self.position)).min(self.request.range.end());
+        let whole = self.request.range.start() == 0
+            && self.request.range.end() == blob.layout().blob_size();
+        if whole && *state != TaskState::Complete && !blob.is_complete() {
+            end = end.min(self.request.range.end().saturating_sub(HELD_BACK));
+        }
+        end.saturating_sub(self.position).min(READ_SIZE_MAX)
+    }
+
+    async fn read(&mut self, len: u64) -> Result<Bytes, StoreError> {
+        let (blob, position) = (self.task.blob.clone(), self.position);
+        let chunk = super::blocking(move || super::read_bytes(&blob, position, len)).await?;
+        self.position += chunk.len() as u64;
+        if !self.waited {
+            self.shared
+                .metrics
+                .received(Origin::Local, chunk.len() as u64);
+        }
+        self.waited = false;
+        self.shared.metrics.client_sent.inc_by(chunk.len() as u64);
+        Ok(chunk)
+    }
+
+    /// What is wanted from the position on, where that has not been said from `pieces` pieces
+    /// before it.
+    fn want(&mut self, pieces: u64) -> Option<TaskEvent> {
+        let piece_size = self.task.blob.layout().piece_size();
+        let piece = self.position / piece_size;
+        if self
+            .announced
+            .is_some_and(|from| piece < from / piece_size + pieces)
+        {
+            return None;
+        }
+        let range = ByteRange::new(self.position, self.request.range.end())?;
+        self.announced = Some(self.position);
+        Some(TaskEvent::Machine(Input::Want {
+            reader: self.id,
+            range,
+            priority: self.request.priority,
+        }))
+    }
+
+    /// Moves the window of pieces that are fetched in order, before the reader comes to its end.
+    fn keep_ahead(&mut self) {
+        if self.announced.is_some()
+            && let Some(want) = self.want(ANNOUNCE_PIECES)
+            && self.task.events.try_send(want).is_err()
+        {
+            // The actor is behind: said again when there is something to wait for.
+            self.announced = None;
+        }
+    }
+
+    /// Says what is wanted from the position on, and waits for news.
+    async fn wait(&mut self) {
+        self.waited = true;
+        if let Some(want) = self.want(1) {
+            self.task.tell(want).await;
+        }
+        tokio::select! {
+            _ = self.bell.changed() => {}
+            _ = self.state.changed() => {}
+        }
+    }
+
+    /// A stored piece was wrong and is gone: the task fetches it again, or a new one does.
+    async fn lost(&mut self, piece: PieceIndex) -> Result<(), ReadError> {
+        self.shared.metrics.pieces_dropped.inc();
+        tracing::warn!(digest = %self.task.digest, piece = piece.0, "a stored piece was wrong: fetching it again");
+        self.announced = None;
+        if self.task.state() == TaskState::Running {
+            self.task.input(Input::PieceLost { piece }).await;
+            return Ok(());
+        }
+        self.reopen().await
+    }
+
+    /// The task ended, but bytes are missing (again): joins or starts another.
+    async fn reopen(&mut self) -> Result<(), ReadError> {
+        self.reopens += 1;
+        if self.reopens > REOPENS_MAX {
+            return Err(ReadError::Interrupted(self.task.digest));
+        }
+        let size = self.task.blob.layout().blob_size();
+        let task = self
+            .shared
+            .join(self.task.digest, size, self.request.access.clone())
+            .await?;
+        let next = Self::new(Arc::clone(&self.shared), task, self.request.clone());
+        let (position, reopens) = (self.position, self.reopens);
+        *self = next;
+        self.position = position;
+        self.reopens = reopens;
+        Ok(())
+    }
+
+    /// The download failed: reads the rest directly from the source, with the caller's rights.
+    async fn go_direct(&mut self, why: Arc<str>) -> Result<(), ReadError> {
+        let Some(access) = self.request.access.clone() else {
+            return Err(ReadError::NoWay(why));
+        };
+        let Some(rest) = ByteRange::new(self.position, self.request.range.end()) else {
+            return Ok(());
+        };
+        tracing::warn!(digest = %self.task.digest, %why, position = self.position, "download failed: reading directly from the source");
+        let size = self.task.blob.layout().blob_size();
+        let body = self
+            .shared
+            .direct(&self.task.digest, size, rest, &access)
+            .await
+            .map_err(|source| ReadError::Failed { why, source })?;
+        self.direct = Some(body);
+        Ok(())
+    }
+
+    async fn next_direct(&mut self) -> Result<Option<Bytes>, ReadError> {
+        let Some(body) = &mut self.direct else {
+            return Ok(None);
+        };
+        match body.next().await {
+            Some(chunk) => {
+                let chunk = chunk?;
+                let len = chunk.len() as u64;
+                self.position += len;
+                self.shared.metrics.received(Origin::Passthrough, len);
+                self.shared.metrics.client_sent.inc_by(len);
+                Ok(Some(chunk))
+            }
+            None => Ok(None),
+        }
+    }
+}
