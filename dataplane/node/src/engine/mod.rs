@@ -190,19 +190,24 @@ impl Shared {
         Ok(reader::Reader::new(Arc::clone(self), task, request).into_stream())
     }
 
-    /// Downloads the rest of a blob though nobody reads it now.
+    /// Downloads the whole blob though nobody reads it now; returns when that has ended.
+    ///
+    /// # Errors
+    /// As [`Self::join`].
     pub async fn prefetch(
         self: &Arc<Self>,
         digest: BlobDigest,
         size_bytes: u64,
         access: Option<SourceAccess>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<TaskState, StoreError> {
         let task = self.join(digest, size_bytes, access).await?;
-        if task.state() == TaskState::Running {
-            let priority = Priority::Prefetch;
-            task.input(Input::FetchAll { priority }).await;
-        }
-        Ok(())
+        let _reader = task.hold();
+        let priority = Priority::Prefetch;
+        task.input(Input::FetchAll { priority }).await;
+        let mut state = task.state.subscribe();
+        // The sender lives in the task, which this holds.
+        let ended = state.wait_for(|state| *state != TaskState::Running).await;
+        Ok(ended.map_or(TaskState::Parked, |state| state.clone()))
     }
 
     /// Reads past the store and the swarm.

@@ -12,7 +12,7 @@ use pantala_wire::{ByteRange, GROUP_SIZE, PieceIndex, Priority};
 use tokio::sync::watch;
 
 use super::Shared;
-use super::task::{SourceAccess, Task, TaskEvent, TaskState};
+use super::task::{Hold, SourceAccess, Task, TaskEvent, TaskState};
 use crate::metrics::Origin;
 
 /// Bytes handed on at once: several groups while they are here, so that a local hit costs few
@@ -75,12 +75,12 @@ pub(super) struct Reader {
     state: watch::Receiver<TaskState>,
     reopens: u32,
     direct: Option<BodyStream>,
+    _hold: Hold,
     waited: bool,
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.task.readers.fetch_sub(1, Ordering::AcqRel);
         let leave = TaskEvent::Machine(Input::Unwant { reader: self.id });
         // A full queue: the actor is busy and finds out by the reader count. A closed one: it ended.
         if self.task.events.try_send(leave).is_err() {
@@ -91,9 +91,9 @@ impl Drop for Reader {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, task: Arc<Task>, request: ReadRequest) -> Self {
-        task.readers.fetch_add(1, Ordering::AcqRel);
         let id = ReaderId(task.next_reader.fetch_add(1, Ordering::Relaxed));
         Self {
+            _hold: task.hold(),
             bell: shared.board.watch(&task.digest),
             state: task.state.subscribe(),
             position: request.range.start(),

@@ -131,6 +131,12 @@ impl Task {
         self.tell(TaskEvent::Machine(input)).await;
     }
 
+    /// Keeps the download from being parked while the returned value lives.
+    pub(super) fn hold(self: &Arc<Self>) -> Hold {
+        self.readers.fetch_add(1, Ordering::AcqRel);
+        Hold(Arc::clone(self))
+    }
+
     /// What became of it so far.
     pub fn state(&self) -> TaskState {
         self.state.borrow().clone()
@@ -221,4 +227,13 @@ pub struct TaskSummary {
     pub peers: BTreeMap<String, u64>,
     /// Why it failed.
     pub error: Option<String>,
+}
+
+/// Somebody wants the task's bytes.
+pub(super) struct Hold(Arc<Task>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.readers.fetch_sub(1, Ordering::AcqRel);
+    }
 }
