@@ -1,5 +1,262 @@
-//! Decides.
+//! Decides who fetches what from whom, and what from the source.
+//!
+//! [`Core`] is a state machine: whoever drives it passes in the time and what happened, and sends out
+//! what it answers. It does no I/O, reads no clock and draws no random numbers, so one sequence of
+//! calls always gives the same answers. The driver calls [`Core::joined`] before a node's messages and
+//! [`Core::left`] after them, and [`Core::tick`] no later than [`Core::next_timeout`].
+//!
+//! All that it knows is soft: after a restart it is empty, and the nodes' announcements fill it again.
+//! Every table is bounded by [`CoreConfig`]; what is over a bound is refused, and the node goes on
+//! alone.
 
+mod book;
+pub mod config;
+mod events;
+mod lease;
 pub mod message;
+mod nodes;
+mod parents;
+mod task;
+mod verdict;
 
-pub use message::{FromNode, ToNode};
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+
+use pantala_wire::{BlobDigest, NodeId};
+
+pub use config::CoreConfig;
+pub use message::{FromNode, NodeInfo, RefusedReason, TaskReport, ToNode};
+
+use nodes::Nodes;
+use task::Task;
+use verdict::Verdicts;
+
+/// What the core knows, in numbers.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct CoreStatus {
+    /// Nodes with a session, or within the grace for coming back.
+    pub nodes: usize,
+    /// Tasks.
+    pub tasks: usize,
+    /// Memberships of nodes in tasks.
+    pub memberships: usize,
+    /// Leases that have not ended.
+    pub leases: usize,
+    /// Leases given since the start.
+    pub leases_granted: u64,
+    /// Leases that ended because their time was over.
+    pub leases_expired: u64,
+    /// Nodes that are shut out.
+    pub shut_out: Vec<NodeId>,
+}
+
+/// The answers of one call, with the nodes that they go to.
+type Out = Vec<(NodeId, ToNode)>;
+
+/// Cluster state and the decisions on it.
+pub struct Core {
+    config: CoreConfig,
+    started: Duration,
+    /// A node has come that had a session before this core existed: others may yet come too.
+    is_successor: bool,
+    nodes: Nodes,
+    tasks: HashMap<BlobDigest, Task>,
+    alarms: BTreeSet<(Duration, BlobDigest)>,
+    idle: BTreeSet<(Duration, BlobDigest)>,
+    memberships: usize,
+    pieces: u64,
+    /// Bits of holdings, counted as if every incomplete member had its bitmap.
+    holding_bits: u64,
+    leases_granted: u64,
+    leases_expired: u64,
+    verdicts: Verdicts,
+}
+
+impl Core {
+    /// A core that starts at `now` and knows nothing.
+    pub fn new(config: CoreConfig, now: Duration) -> Self {
+        Self {
+            config,
+            started: now,
+            is_successor: false,
+            nodes: Nodes::default(),
+            tasks: HashMap::new(),
+            alarms: BTreeSet::new(),
+            idle: BTreeSet::new(),
+            memberships: 0,
+            pieces: 0,
+            holding_bits: 0,
+            leases_granted: 0,
+            leases_expired: 0,
+            verdicts: Verdicts::new(),
+        }
+    }
+
+    /// `node` has a session now; false where there is no room for it, or it is shut out.
+    ///
+    /// A new process keeps nothing of what its predecessor of the same name had. One that comes back
+    /// keeps it until its announcement, which replaces it, is over.
+    pub fn joined(&mut self, now: Duration, node: NodeId, info: NodeInfo, out: &mut Out) -> bool {
+        if self.verdicts.is_shut_out(&node) {
+            out.push((node, ToNode::ShutOut(self.verdicts.shut_out())));
+            return false;
+        }
+        self.is_successor |= info.resumed;
+        let before = self.nodes.slot(node);
+        if let Some(slot) = before.filter(|_| !info.resumed) {
+            self.depart(now, slot, out);
+        }
+        let slot = match self.nodes.slot(node) {
+            Some(slot) => slot,
+            None if self.nodes.len() >= self.config.nodes_max => return false,
+            None => self.nodes.add(node, info.clone()),
+        };
+        self.nodes.set_away(slot, None);
+        if let Some(entry) = self.nodes.get_mut(slot) {
+            entry.info = info;
+            entry.unconfirmed = entry.tasks.clone();
+        }
+        self.verdicts.saw(node);
+        let shut_out = self.verdicts.shut_out();
+        if !shut_out.is_empty() {
+            out.push((node, ToNode::ShutOut(shut_out)));
+        }
+        true
+    }
+
+    /// `node` has no session any more. What it has is freed once the grace for coming back is over.
+    pub fn left(&mut self, now: Duration, node: NodeId) {
+        if let Some(slot) = self.nodes.slot(node) {
+            let until = now + self.config.reconnect_grace;
+            self.nodes.set_away(slot, Some(until));
+        }
+    }
+
+    /// Takes a message of `node`, which must have joined; else it is ignored.
+    pub fn handle(&mut self, now: Duration, node: NodeId, message: FromNode, out: &mut Out) {
+        let Some(slot) = self.nodes.slot(node) else {
+            self.turn_away(node, &message, out);
+            return;
+        };
+        match message {
+            FromNode::OpenTask {
+                digest,
+                size_bytes,
+                has_source,
+                held,
+                complete,
+            } => {
+                let report = TaskReport {
+                    digest,
+                    size_bytes,
+                    has_source,
+                    wanted: !complete,
+                    complete,
+                    held,
+                    fetching: Vec::new(),
+                };
+                self.report(now, slot, node, &report, false, out);
+            }
+            FromNode::CloseTask { digest } => self.close(now, slot, digest, out),
+            FromNode::AskLease {
+                digest,
+                wanted,
+                urgent,
+            } => self.ask(now, slot, node, digest, &wanted, urgent, out),
+            FromNode::ReturnLease { digest, pieces } => {
+                if let Some(task) = self.tasks.get_mut(&digest) {
+                    task.release(slot, &pieces);
+                }
+                self.settle(now, digest, out);
+            }
+            FromNode::Fetched { digest, pieces } => {
+                let expires = now + self.config.lease_ttl;
+                if let Some(task) = self.tasks.get_mut(&digest) {
+                    task.add_held(slot, &pieces, true);
+                    task.release(slot, &pieces);
+                    task.renew(slot, expires);
+                }
+                self.settle(now, digest, out);
+            }
+            FromNode::Holding {
+                digest,
+                runs,
+                complete,
+            } => {
+                if let Some(task) = self.tasks.get_mut(&digest) {
+                    task.add_held(slot, &runs, false);
+                }
+                if complete {
+                    self.complete(now, slot, digest, out);
+                }
+                self.settle(now, digest, out);
+            }
+            FromNode::Dropped { digest } => self.dropped(now, slot, digest, out),
+            FromNode::ParentFailed {
+                digest,
+                node: failed,
+            } => {
+                self.parent_failed(now, slot, digest, failed, out);
+            }
+            FromNode::FalseClaim {
+                digest,
+                piece,
+                claim,
+                true_digest,
+                relayer,
+            } => {
+                let guilty =
+                    self.verdicts
+                        .report(node, &digest, piece, &claim, &true_digest, relayer);
+                if let Some(guilty) = guilty {
+                    self.shut_out(now, guilty, out);
+                }
+            }
+            FromNode::Announce { holdings, last } => {
+                for report in &holdings {
+                    self.report(now, slot, node, report, true, out);
+                }
+                if last {
+                    self.forget_unconfirmed(now, slot, out);
+                }
+            }
+        }
+    }
+
+    /// Does what is due at `now`.
+    pub fn tick(&mut self, now: Duration, out: &mut Out) {
+        while let Some((until, slot)) = self.nodes.next_departure()
+            && until <= now
+        {
+            self.depart(now, slot, out);
+        }
+        while let Some(&(at, digest)) = self.alarms.first()
+            && at <= now
+        {
+            if let Some(task) = self.tasks.get_mut(&digest) {
+                self.leases_expired += task.expire(now) as u64;
+            }
+            self.settle(now, digest, out);
+        }
+    }
+
+    /// When [`Core::tick`] is to be called next, if nothing happens before.
+    pub fn next_timeout(&self) -> Option<Duration> {
+        let departure = self.nodes.next_departure().map(|(until, _)| until);
+        let alarm = self.alarms.first().map(|&(at, _)| at);
+        departure.into_iter().chain(alarm).min()
+    }
+
+    /// What the core knows, in numbers.
+    pub fn status(&self) -> CoreStatus {
+        CoreStatus {
+            nodes: self.nodes.len(),
+            tasks: self.tasks.len(),
+            memberships: self.memberships,
+            leases: self.tasks.values().map(|task| task.leases.len()).sum(),
+            leases_granted: self.leases_granted,
+            leases_expired: self.leases_expired,
+            shut_out: self.verdicts.shut_out(),
+        }
+    }
+}
