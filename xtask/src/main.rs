@@ -1,1 +1,55 @@
-fn main() {}
+//! `cargo xtask`: the demo, the tests and the benchmarks of Pantala.
+//!
+//! `cargo xtask demo` shows the main job on real programs, `cargo xtask test` runs everything that
+//! must pass, `cargo xtask perf` measures. All of them set up the same [`rig`].
+
+#![forbid(unsafe_code)]
+
+mod cargo;
+mod check;
+mod demo;
+mod e2e;
+mod packages;
+mod perf;
+mod rig;
+#[cfg(test)]
+mod tidy;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The project's own tasks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Pull a real image on several nodes at once and show where the bytes came from
+    Demo(demo::Options),
+    /// Run everything that must pass
+    Test(check::Options),
+    /// Run the end-to-end tests alone
+    E2e(e2e::Options),
+    /// Measure, side by side with a baseline
+    Perf(perf::Options),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    rig::http::install_tls_provider();
+    let outcome = match arguments.task {
+        Task::Demo(options) => demo::main(&options),
+        Task::Test(options) => check::main(&options),
+        Task::E2e(options) => e2e::main(&options),
+        Task::Perf(options) => perf::main(&options),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

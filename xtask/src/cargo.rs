@@ -1,0 +1,83 @@
+//! Building the programs that the rig runs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// Which build of the programs to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Profile {
+    /// What `cargo test` has built already, mostly.
+    Debug,
+    /// What users run; for everything that is timed.
+    Release,
+}
+
+/// The two programs.
+#[derive(Debug, Clone)]
+pub(crate) struct Programs {
+    /// `pantala`
+    pub(crate) node: PathBuf,
+    /// `pantala-control`
+    pub(crate) control: PathBuf,
+}
+
+/// The root of the workspace.
+pub(crate) fn workspace_root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("xtask lies in a folder of the workspace")
+}
+
+/// The cargo that runs this, or the one on the path.
+pub(crate) fn cargo() -> Command {
+    let program = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut command = Command::new(program);
+    command.current_dir(workspace_root());
+    command
+}
+
+impl Programs {
+    /// Where the programs of `profile` lie.
+    pub(crate) fn locate(profile: Profile) -> Self {
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+            || workspace_root().join("target"),
+            |dir| workspace_root().join(dir),
+        );
+        let dir = target.join(match profile {
+            Profile::Debug => "debug",
+            Profile::Release => "release",
+        });
+        Self {
+            node: dir.join("pantala"),
+            control: dir.join("pantala-control"),
+        }
+    }
+
+    /// Builds them and says where they lie.
+    pub(crate) fn build(profile: Profile) -> Result<Self> {
+        let mut command = cargo();
+        command.args([
+            "build",
+            "--package",
+            "pantala-node",
+            "--package",
+            "pantala-control",
+        ]);
+        if profile == Profile::Release {
+            command.arg("--release");
+        }
+        let status = command.status().context("starting cargo")?;
+        if !status.success() {
+            bail!("building pantala and pantala-control failed ({status})");
+        }
+        let programs = Self::locate(profile);
+        for program in [&programs.node, &programs.control] {
+            if !program.is_file() {
+                bail!("cargo has built no {}", program.display());
+            }
+        }
+        Ok(programs)
+    }
+}

@@ -1,0 +1,183 @@
+//! containerd and `ctr`, one daemon to a machine.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::enclosure::rig_name;
+use super::image::Image;
+use super::machine::Machine;
+use super::process::{Finished, Process, run_to_end};
+
+const START_MAX: Duration = Duration::from_secs(30);
+const CTR_MAX: Duration = Duration::from_secs(60);
+/// The registry's name in image references: `?ns=` of every request.
+pub(crate) const REGISTRY_NAME: &str = "registry.test:5000";
+
+/// Where a pull goes.
+#[derive(Debug, Clone)]
+pub(crate) struct Route {
+    /// The registry itself, `http[s]://IP:PORT`.
+    pub(crate) registry: String,
+    /// The authority of the registry's certificate.
+    pub(crate) ca_file: Option<PathBuf>,
+    /// The mirror of the node on the same machine; none for a pull past Pantala.
+    pub(crate) mirror: Option<String>,
+    /// `user:password` for `ctr -u`.
+    pub(crate) login: Option<String>,
+}
+
+/// A running containerd with root, state and socket of its own.
+#[derive(Debug)]
+pub(crate) struct Containerd {
+    machine: Machine,
+    root: PathBuf,
+    socket: PathBuf,
+    process: Process,
+}
+
+impl Containerd {
+    /// Starts containerd on `machine`. Needs root.
+    pub(crate) async fn start(machine: &Machine) -> Result<Self> {
+        let root = machine.dir().join("containerd");
+        // In the rig's private /run: the paths of sockets are short there.
+        let run = Path::new("/run").join(machine.address().to_string());
+        fs::create_dir_all(&run)?;
+        fs::create_dir_all(&root)?;
+        let socket = run.join("c.sock");
+        let config = machine.dir().join("containerd.toml");
+        let text = format!(
+            "version = 2\nroot = {root:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n[grpc]\naddress = {socket:?}\n",
+            run.join("state")
+        );
+        fs::write(&config, text)?;
+        let mut command = machine.command("containerd");
+        command
+            .arg("--config")
+            .arg(&config)
+            .args(["--log-level", "warn"]);
+        let mut process =
+            Process::start("containerd", command, &machine.dir().join("containerd.log"))?;
+        process
+            .wait_until("answered", START_MAX, async || {
+                let mut command = machine.command("ctr");
+                command.arg("-a").arg(&socket).arg("version");
+                socket.exists()
+                    && run_to_end(command, CTR_MAX)
+                        .await
+                        .is_ok_and(|finished| finished.success)
+            })
+            .await?;
+        Ok(Self {
+            machine: machine.clone(),
+            root,
+            socket,
+            process,
+        })
+    }
+
+    /// The `?ns=` reference of `repository:tag`.
+    pub(crate) fn reference(name: &str) -> String {
+        format!("{REGISTRY_NAME}/{name}")
+    }
+
+    /// `ctr images pull --hosts-dir` of `repository:tag`.
+    pub(crate) async fn pull(
+        &self,
+        name: &str,
+        route: &Route,
+        limit: Duration,
+    ) -> Result<Finished> {
+        let hosts = self.write_hosts(route)?;
+        let mut command = self.ctr();
+        command.args(["images", "pull", "--hosts-dir"]).arg(hosts);
+        if let Some(login) = &route.login {
+            command.args(["--user", login]);
+        }
+        command.arg(Self::reference(name));
+        run_to_end(command, limit).await
+    }
+
+    /// `ctr run` of a pulled image: its program is given `word`, which it must print.
+    pub(crate) async fn run(&self, name: &str, word: &str) -> Result<()> {
+        let mut command = self.ctr();
+        command.args(["run", "--rm", &Self::reference(name)]);
+        command.args([&format!("run-{word}"), super::image::PROGRAM, word]);
+        let finished = run_to_end(command, CTR_MAX).await?.ok("ctr run")?;
+        if !finished.output.contains(word) {
+            bail!("the container printed {:?}, not {word:?}", finished.output);
+        }
+        Ok(())
+    }
+
+    /// Checks that the content store holds the image as it was pushed, byte by byte.
+    pub(crate) fn verify(&self, image: &Image) -> Result<()> {
+        image
+            .verify_files(&self.blobs_dir())
+            .with_context(|| format!("the content store of {}", self.machine.name()))
+    }
+
+    /// Removes an image with its content and snapshots.
+    pub(crate) async fn remove(&self, name: &str) -> Result<()> {
+        let mut command = self.ctr();
+        command.args(["images", "rm", "--sync", &Self::reference(name)]);
+        run_to_end(command, CTR_MAX).await?.ok("ctr images rm")?;
+        let left = fs::read_dir(self.blobs_dir())?.count();
+        if left != 0 {
+            bail!(
+                "{left} blobs are left in containerd's content store after `ctr images rm --sync`"
+            );
+        }
+        Ok(())
+    }
+
+    /// The running program.
+    pub(crate) fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    fn blobs_dir(&self) -> PathBuf {
+        self.root
+            .join("io.containerd.content.v1.content/blobs/sha256")
+    }
+
+    fn ctr(&self) -> Command {
+        let mut command = self.machine.command("ctr");
+        // The namespace names the cgroup of containers too, by which it is found and removed.
+        command
+            .arg("-a")
+            .arg(&self.socket)
+            .args(["-n", &rig_name()]);
+        command
+    }
+
+    /// `certs.d` for one route.
+    fn write_hosts(&self, route: &Route) -> Result<PathBuf> {
+        let certs = self.machine.dir().join("certs.d");
+        let dir = certs.join(REGISTRY_NAME);
+        fs::create_dir_all(&dir)?;
+        let mut text = format!("server = {:?}\n", route.registry);
+        if let Some(ca_file) = &route.ca_file {
+            text.push_str(&format!("ca = {ca_file:?}\n"));
+        }
+        // Without any host, containerd 1.6 takes the whole file for broken.
+        let host = route.mirror.as_ref().unwrap_or(&route.registry);
+        text.push_str(&format!(
+            "[host.{host:?}]\n  capabilities = [\"pull\", \"resolve\"]\n"
+        ));
+        if let Some(ca_file) = &route.ca_file {
+            text.push_str(&format!("  ca = {ca_file:?}\n"));
+        }
+        if route.mirror.is_some() {
+            text.push_str(&format!(
+                "  [host.{host:?}.header]\n    X-Dragonfly-Registry = {:?}\n",
+                route.registry
+            ));
+        }
+        fs::write(dir.join("hosts.toml"), text)?;
+        Ok(certs)
+    }
+}
