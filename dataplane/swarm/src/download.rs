@@ -297,6 +297,7 @@ impl Download {
                     return;
                 }
                 self.end_request(id);
+                self.plan.dirty |= !done;
                 if done && brought_it {
                     return;
                 }
@@ -310,7 +311,6 @@ impl Download {
     /// Takes a request out of all books, and remembers what it has written.
     pub(crate) fn end_request(&mut self, id: RequestId) -> Option<Request> {
         let request = self.requests.end(id)?;
-        self.plan.dirty = true;
         if let Target::Parent {
             parent,
             first_group,
@@ -336,6 +336,7 @@ impl Download {
     /// Ends a request that the shell still works on.
     pub(crate) fn cancel(&mut self, id: RequestId) -> Option<Request> {
         let request = self.end_request(id)?;
+        self.plan.dirty = true;
         self.actions.push_back(Action::Cancel { request: id });
         Some(request)
     }
@@ -344,6 +345,7 @@ impl Download {
         let Some(request) = self.end_request(id) else {
             return;
         };
+        self.plan.dirty = true;
         match request.target {
             Target::Parent { parent, .. } => {
                 self.last_fault = format!("parent {}: {failure:?}", parent.short());

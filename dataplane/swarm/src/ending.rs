@@ -29,11 +29,13 @@ impl Download {
         self.fetch_bulk();
         self.hedge();
         self.fetch_from_source();
-        if let Some(end) = self.parents.next_pause_end(self.now) {
-            self.wake_at(end);
-        }
         self.check_whole();
         self.judge();
+        // Last, for what was just begun has deadlines too.
+        self.note_deadlines();
+        if matches!(self.state, State::Failed(_)) {
+            self.wake = None;
+        }
     }
 
     /// Stops what nobody waits for any more.
@@ -131,7 +133,6 @@ impl Download {
                 break;
             };
             self.audit.outstanding.insert(piece, self.now);
-            self.wake_at(self.now + self.config.recheck_timeout);
             let piece = PieceIndex(piece);
             self.actions.push_back(Action::Recheck { piece });
         }
@@ -201,7 +202,6 @@ impl Download {
 
     pub(crate) fn fail(&mut self, reason: FailReason) {
         self.release_all();
-        self.wake = None;
         self.state = State::Failed(reason.clone());
         self.actions.push_back(Action::Fail { reason });
     }

@@ -110,7 +110,7 @@ impl Download {
     /// Everything that concerns the source.
     pub(crate) fn fetch_from_source(&mut self) {
         self.note_unserved();
-        if !self.origin.is_usable() {
+        if !self.origin.is_usable() || self.demand.missing().is_empty() {
             return self.return_idle_leases();
         }
         self.tidy_leases();
@@ -200,7 +200,6 @@ impl Download {
         for urgent in self.demand.window() {
             self.leases.asked.insert(PieceIndex(urgent.piece));
         }
-        self.wake_at(self.now + self.config.ask_timeout);
         self.actions.push_back(Action::AskLease { wanted, urgent });
     }
 

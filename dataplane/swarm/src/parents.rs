@@ -224,7 +224,6 @@ impl Parents {
     ) -> Option<Vec<u32>> {
         let parent = self.table.get_mut(&id).filter(|p| p.is_linked())?;
         parent.link = Link::Up;
-        parent.dry = false;
         let whole = PieceRun {
             first: 0,
             count: self.piece_count,

@@ -196,6 +196,11 @@ impl Download {
         if self.plan.starts_count >= PLAN_STARTS_MAX {
             self.plan.dirty = true;
         }
+        if self.plan.dirty {
+            for (_, parent) in self.parents.iter_mut() {
+                parent.dry = false;
+            }
+        }
         if self.start_planned() && self.plan.dirty {
             self.make_plan();
             self.start_planned();
@@ -258,9 +263,6 @@ impl Download {
             dirty: false,
             starts_count: 0,
         };
-        for (_, parent) in self.parents.iter_mut() {
-            parent.dry = false;
-        }
     }
 
     /// Sends a second copy after a slow one: of urgent pieces, and of the last pieces of all.
