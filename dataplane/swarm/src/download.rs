@@ -266,7 +266,7 @@ impl Download {
             None => {}
         }
         for id in self.requests.take_piece(piece.0) {
-            self.carrier_relieved(id, from == Some(id));
+            self.carrier_relieved(id, piece.0, from == Some(id));
         }
         self.partial.remove(&piece.0);
         self.leases.pieces.remove(&piece.0);
@@ -278,32 +278,22 @@ impl Download {
     }
 
     /// A request has one piece less to bring, because it has or because another did.
-    fn carrier_relieved(&mut self, id: RequestId, brought_it: bool) {
-        let done = self.requests.next_piece(id).is_none();
+    fn carrier_relieved(&mut self, id: RequestId, piece: u32, brought_it: bool) {
+        let next = self.requests.next_piece(id);
         let Some(request) = self.requests.get(id) else {
             return;
         };
-        match request.target {
-            Target::Parent { .. } => {
-                self.end_request(id);
-            }
-            Target::Source { leased } => {
-                // What is left of an overrun lease may be another node's by now.
-                let overrun = leased
-                    && brought_it
-                    && (self.requests.next_piece(id))
-                        .is_some_and(|next| !self.leases.covers(next, self.now));
-                if !done && !overrun {
-                    return;
-                }
-                self.end_request(id);
-                self.plan.dirty |= !done;
-                if done && brought_it {
-                    return;
-                }
-            }
+        // What is left of an overrun lease may be another node's by now.
+        let overrun = brought_it
+            && request.target == (Target::Source { leased: true })
+            && next.is_some_and(|next| !self.leases.covers(next, self.now));
+        if next.is_some() && !overrun {
+            return;
         }
-        if !brought_it || !done {
+        let at_its_end = brought_it && piece + 1 == request.run.range().end;
+        self.end_request(id);
+        self.plan.dirty |= overrun;
+        if !at_its_end {
             self.actions.push_back(Action::Cancel { request: id });
         }
     }
