@@ -170,6 +170,10 @@ impl Files {
         self.write_meta(&self.header.encode_bitmap(pieces), HEAD_LEN as u64)
     }
 
+    pub(crate) fn write_head(&self) -> Result<(), StoreError> {
+        self.write_meta(&self.header.encode(), 0)
+    }
+
     pub(crate) fn write_seal(&self, complete: bool) -> Result<(), StoreError> {
         let seal = if complete {
             self.header.seal()

@@ -25,6 +25,7 @@ impl Blob {
         if dirty.is_empty() {
             return Ok(());
         }
+        self.renew_head()?;
         let synced = self.0.files.sync_data();
         if let Err(error) = synced.and_then(|()| self.0.files.sync_meta()) {
             self.drop_unsynced(&mut self.0.durable.lock());
@@ -47,6 +48,15 @@ impl Blob {
             state.dirty.remove(&piece);
         }
         Ok(())
+    }
+
+    /// Writes again what a failed sync may have taken from the page cache: the identity, and above
+    /// all that the blob is no longer complete.
+    fn renew_head(&self) -> Result<(), StoreError> {
+        let _seal_stays = self.0.durable.lock();
+        let complete = self.0.state.lock().complete;
+        self.0.files.write_head()?;
+        self.0.files.write_seal(complete)
     }
 
     /// Marks the blob complete, durably: all its pieces are held and its sha256 is right.
