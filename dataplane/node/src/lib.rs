@@ -2,4 +2,12 @@
 
 #![forbid(unsafe_code)]
 
+pub mod admin;
+pub mod backend;
+pub mod cli;
 pub mod config;
+pub mod control_link;
+pub mod daemon;
+pub mod engine;
+pub mod metrics;
+pub mod peer;

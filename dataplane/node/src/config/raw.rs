@@ -70,7 +70,7 @@ impl Default for RawMirror {
             // nydusd gives up after 5 s; an answer before that lets it go to the registry.
             first_byte_timeout_ms: 4_000,
             authorization_ttl_s: 60,
-            authorization_stale_s: 300,
+            authorization_stale_s: 3_600,
             connections_max: 4_096,
             tls_certificate: String::new(),
             tls_key: String::new(),

@@ -1,0 +1,162 @@
+//! What can be typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  not achieved: the error on stderr says why and what to do
+  2  wrong command line or configuration; nothing was tried";
+
+/// Carries container images to many machines: each takes what it needs from its nearest peers, and
+/// the registry is read once.
+#[derive(Debug, Parser)]
+#[command(name = "pantala", version, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(after_long_help = format!("\
+Examples:
+  pantala node                            run a node; needs no configuration on one machine
+  pantala setup containerd --all          make containerd pull through it
+  pantala status                          what it does, and where the bytes come from
+  pantala doctor                          what this machine allows, and what to do about the rest
+
+{EXIT_CODES}"))]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a node in the foreground
+    Node(NodeArgs),
+    /// Show what a running node does: tasks, peers, bytes by origin
+    Status(StatusArgs),
+    /// Make a container runtime pull through the node
+    Setup(SetupArgs),
+    /// Check what the kernel, rights and settings of this machine allow
+    Doctor(DoctorArgs),
+}
+
+/// `pantala node`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pantala node                                 one machine, defaults
+  pantala node --config /etc/pantala/n1.toml
+
+Without --config, /etc/pantala/pantala.toml is read if it exists. SIGTERM ends the node cleanly.")]
+pub struct NodeArgs {
+    /// Configuration file (every key is explained in pantala.example.toml)
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// `pantala status`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pantala status
+  pantala status --json | jq .totals
+  pantala status --admin 10.0.0.7:65002")]
+pub struct StatusArgs {
+    /// Print the node's own JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Admin address of the node [default: admin.listen of the configuration]
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin: Option<SocketAddr>,
+    /// Configuration file that names the admin address
+    #[arg(long, value_name = "FILE", conflicts_with = "admin")]
+    pub config: Option<PathBuf>,
+}
+
+/// `pantala setup`
+#[derive(Debug, Args)]
+pub struct SetupArgs {
+    /// Which runtime.
+    #[command(subcommand)]
+    pub runtime: Runtime,
+}
+
+/// Which runtime to set up.
+#[derive(Debug, Subcommand)]
+pub enum Runtime {
+    /// Write certs.d/HOST/hosts.toml for containerd
+    Containerd(ContainerdArgs),
+}
+
+/// `pantala setup containerd`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pantala setup containerd --all                          every registry
+  pantala setup containerd --registry docker.io --registry quay.io
+  pantala setup containerd --registry r.test:5000=http://10.0.0.5:5000
+  pantala setup containerd --all --dry-run                only show the changes
+  pantala setup containerd --undo                         take everything back
+
+The changes are shown first and made after a yes. containerd reads these files at each pull and needs
+no restart for them. It asks the node first and goes to the registry itself if the node is down.")]
+pub struct ContainerdArgs {
+    /// Registry to pull through the node, as in image names; with =URL if it is not at https://HOST
+    #[arg(long, value_name = "HOST[=URL]", required_unless_present_any = ["all", "undo"])]
+    pub registry: Vec<String>,
+    /// All registries that have no file of their own (certs.d/_default)
+    #[arg(long)]
+    pub all: bool,
+    /// Where containerd looks for hosts.toml files
+    #[arg(long, value_name = "DIR", default_value = "/etc/containerd/certs.d")]
+    pub certs_dir: PathBuf,
+    /// Address of the node's mirror
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:65001")]
+    pub mirror: String,
+    /// containerd's own configuration, to check that it reads the directory
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/containerd/config.toml"
+    )]
+    pub containerd_config: PathBuf,
+    /// The node's configuration, to check that it serves these registries
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Restore the files as they were before the setup
+    #[arg(long)]
+    pub undo: bool,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
+    /// Show the changes and make none
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `pantala doctor`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pantala doctor
+  pantala doctor --json | jq '.checks[] | select(.level != \"ok\")'
+
+Run it as the user that the node runs as. Exit code 1 means that a check found a problem; a warning
+means that the node works, but not as well as it could.")]
+pub struct DoctorArgs {
+    /// Configuration file of the node
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the result for programs
+    #[arg(long)]
+    pub json: bool,
+    /// containerd's configuration
+    #[arg(
+        long,
+        value_name = "FILE",
+        default_value = "/etc/containerd/config.toml"
+    )]
+    pub containerd_config: PathBuf,
+}
