@@ -54,7 +54,11 @@ impl Place {
     pub(crate) fn sync(&self, fs: &dyn FileSystem) -> io::Result<()> {
         // dir, <two digits>, sha256: a new blob may have created each of them.
         for dir in self.dir.ancestors().take(3) {
-            fs.sync_dir(dir)?;
+            match fs.sync_dir(dir) {
+                // Removed while open: there is no name to keep.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                other => other?,
+            }
         }
         Ok(())
     }

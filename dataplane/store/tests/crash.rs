@@ -284,7 +284,7 @@ impl Machine {
 
 #[test]
 fn after_any_crash_flushed_pieces_are_there_and_no_read_returns_wrong_bytes() {
-    for seed in seeds(150) {
+    for seed in seeds(60) {
         let _seed = Seed(seed);
         let mut machine = Machine::new(seed);
         for _ in 0..RUNS_PER_SEED {
@@ -296,7 +296,7 @@ fn after_any_crash_flushed_pieces_are_there_and_no_read_returns_wrong_bytes() {
 
 #[test]
 fn after_crashes_amid_failing_operations_no_read_returns_wrong_bytes() {
-    for seed in seeds(150) {
+    for seed in seeds(60) {
         let _seed = Seed(seed);
         let mut machine = Machine::new(seed ^ 0xfa11);
         for _ in 0..RUNS_PER_SEED {
@@ -308,7 +308,7 @@ fn after_crashes_amid_failing_operations_no_read_returns_wrong_bytes() {
 
 #[test]
 fn when_data_and_metadata_rot_no_read_returns_wrong_bytes() {
-    for seed in seeds(100) {
+    for seed in seeds(60) {
         let _seed = Seed(seed);
         let mut machine = Machine::new(seed ^ 0x407);
         machine.rotten = true;

@@ -55,7 +55,7 @@ struct World {
 
 /// The disk; clones share it.
 #[derive(Clone)]
-pub struct SimFs(Arc<Mutex<World>>);
+pub(crate) struct SimFs(Arc<Mutex<World>>);
 
 fn failed(errno: i32) -> io::Error {
     io::Error::from_raw_os_error(errno)
@@ -90,7 +90,7 @@ impl World {
 }
 
 impl SimFs {
-    pub fn new(seed: u64) -> Self {
+    pub(crate) fn new(seed: u64) -> Self {
         Self(Arc::new(Mutex::new(World {
             rng: Rng(seed ^ 0x5117),
             names: BTreeMap::new(),
@@ -112,27 +112,27 @@ impl SimFs {
     }
 
     /// The machine will crash after so many more operations.
-    pub fn crash_in(&self, operations: u64) {
+    pub(crate) fn crash_in(&self, operations: u64) {
         let mut world = self.world();
         world.crash_at = Some(world.operations + operations);
     }
-    pub fn is_crashed(&self) -> bool {
+    pub(crate) fn is_crashed(&self) -> bool {
         self.world().is_crashed()
     }
     /// So many of 10,000 operations fail.
-    pub fn set_fault_rate(&self, rate: u64) {
+    pub(crate) fn set_fault_rate(&self, rate: u64) {
         self.world().fault_rate = rate;
     }
     /// Every write and allocation fails with "no space", or works again.
-    pub fn set_full(&self, full: bool) {
+    pub(crate) fn set_full(&self, full: bool) {
         self.world().full = full;
     }
     /// Bytes of files that the disk can hold.
-    pub fn set_capacity(&self, bytes: u64) {
+    pub(crate) fn set_capacity(&self, bytes: u64) {
         self.world().capacity = Some(bytes);
     }
     /// Paths of all files.
-    pub fn files(&self) -> Vec<PathBuf> {
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
         let world = self.world();
         let files = world.names.iter();
         files
@@ -142,7 +142,7 @@ impl SimFs {
     }
 
     /// Flips some bits of a file, on the disk and in the cache.
-    pub fn rot(&self, path: &Path, rng: &mut Rng) {
+    pub(crate) fn rot(&self, path: &Path, rng: &mut Rng) {
         let mut world = self.world();
         let Some(Name::File(inode)) = world.names.get(path).cloned() else {
             return;
@@ -161,7 +161,7 @@ impl SimFs {
 
     /// Ends the crash: what reads see is what the disk kept. Everything that has the files open
     /// must be gone.
-    pub fn restart(&self) {
+    pub(crate) fn restart(&self) {
         let mut world = self.world();
         world.crash_at = None;
         world.fault_rate = 0;
