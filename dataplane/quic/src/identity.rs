@@ -9,9 +9,10 @@
 use std::sync::Arc;
 
 use pantala_wire::NodeId;
+use ring::hmac;
 use rustls::client::Resumption;
 use rustls::client::WebPkiServerVerifier;
-use rustls::crypto::{CryptoProvider, ring};
+use rustls::crypto::CryptoProvider;
 use rustls::server::{NoServerSessionStorage, ParsedCertificate, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig};
@@ -55,6 +56,8 @@ pub(crate) struct Tls {
     pub(crate) node: NodeId,
     pub(crate) client: Arc<ClientConfig>,
     pub(crate) server: Arc<ServerConfig>,
+    /// A secret that is the same after a restart, for telling old peers of it.
+    pub(crate) reset_key: [u8; 32],
 }
 
 impl Tls {
@@ -105,13 +108,22 @@ impl Tls {
             node,
             client: Arc::new(client),
             server: Arc::new(server),
+            reset_key: reset_key(&identity.key_pkcs8_der),
         })
     }
 }
 
+/// Derived from the private key, one way, so that it needs no place of its own to be kept.
+fn reset_key(private_key: &[u8]) -> [u8; 32] {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, private_key);
+    let mut out = [0; 32];
+    out.copy_from_slice(hmac::sign(&key, b"pantala stateless reset v1").as_ref());
+    out
+}
+
 /// The provider with AES-128-GCM in front: a third of ChaCha20's cost on processors with AES instructions.
 fn provider() -> CryptoProvider {
-    let mut provider = ring::default_provider();
+    let mut provider = rustls::crypto::ring::default_provider();
     provider
         .cipher_suites
         .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ClientConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TokioRuntime,
-    TransportConfig, VarInt,
+    ClientConfig, IdleTimeout, MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig,
+    VarInt,
 };
 
 use super::connection::Connection;
 use super::errors::{connect_error, connection_error};
-use super::socket;
+use super::{restart, socket};
 use crate::config::Limits;
 use crate::error::{CloseReason, Error};
 use crate::identity::{SERVER_NAME, Tls};
@@ -49,7 +49,7 @@ impl Endpoint {
             .max_incoming(limits.handshakes_max)
             .incoming_buffer_size(INCOMING_BUFFER_BYTES)
             .incoming_buffer_size_total(INCOMING_BUFFER_TOTAL_BYTES);
-        let mut endpoint = EndpointConfig::default();
+        let mut endpoint = restart::endpoint_config(&tls.reset_key);
         endpoint
             .max_udp_payload_size(limits.udp_payload_max_bytes)
             .map_err(io::Error::other)?;

@@ -3,6 +3,7 @@
 mod connection;
 mod endpoint;
 mod errors;
+mod restart;
 mod socket;
 mod stream;
 
