@@ -48,6 +48,7 @@ fn every_download_ends_and_none_breaks_a_rule() {
         return;
     }
     let count = number("PANTALA_SCENARIOS").unwrap_or(SCENARIOS_COUNT);
+    let mut source_pieces = 0;
     let (mut completed, mut failed, mut blames, mut hedges, mut alone) = (0, 0, 0, 0, 0);
     for seed in 0..count {
         let report = run(seed, false);
@@ -56,9 +57,10 @@ fn every_download_ends_and_none_breaks_a_rule() {
         blames += report.blames;
         hedges += report.hedges;
         alone += report.alone_fetches;
+        source_pieces += report.source_pieces;
     }
     println!(
-        "{completed} complete, {failed} failed, {blames} blames, {hedges} hedges, {alone} alone"
+        "{completed} complete, {failed} failed, {blames} blames, {hedges} hedges, {alone} alone, {source_pieces} pieces from the source"
     );
     // A simulation that never gets where the rules bite proves nothing.
     assert!(completed > 0 && failed > 0 && blames > 0 && hedges > 0 && alone > 0);

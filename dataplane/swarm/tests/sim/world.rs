@@ -167,7 +167,6 @@ pub struct World {
     alone_fetches: u32,
     blames: u32,
     hedges: u32,
-    forged: BTreeSet<usize>,
     /// Chooses when to check what is expensive to check.
     rng_checks: Rng,
     /// Fills `Report::actions_hash`.
@@ -201,7 +200,6 @@ impl World {
             alone_fetches: 0,
             blames: 0,
             hedges: 0,
-            forged: BTreeSet::new(),
             rng_checks: Rng::new(scenario.seed),
             hash_actions: false,
             trace: false,

@@ -250,9 +250,6 @@ impl World {
             } else {
                 0
             };
-            if version != 0 {
-                self.forged.insert(node);
-            }
             let stored = Stored {
                 version,
                 author: Author::This,
