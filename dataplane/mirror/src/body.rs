@@ -4,16 +4,22 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tracing::Span;
 
 use crate::backend::{Backend, BackendError, BackendErrorKind, MirrorEvent, RequestKind};
 use crate::reply::Payload;
+
+/// How long a failed body waits before it says so. The connection is dropped with all that still
+/// waits for its socket: this lets the good bytes before the failure (the reply's head may be
+/// among them) leave first, and a client resume after them instead of starting anew.
+const FLUSH_BEFORE_CUT: Duration = Duration::from_millis(50);
 
 /// What is known of a request when its reply's head is ready; reports its end when dropped.
 pub(crate) struct Meter<B: Backend> {
@@ -60,6 +66,8 @@ pub(crate) struct ReplyBody<B: Backend> {
     payload: Payload,
     /// Bytes still owed, where their number was announced.
     owed_bytes: Option<u64>,
+    /// A failure that waits for the bytes before it to leave.
+    failing: Option<(BackendError, Pin<Box<Sleep>>)>,
     meter: Meter<B>,
 }
 
@@ -74,25 +82,48 @@ impl<B: Backend> ReplyBody<B> {
         Self {
             payload,
             owed_bytes,
+            failing: None,
             meter,
         }
     }
 
-    fn fail(&mut self, error: BackendError) -> Poll<Option<Result<Frame<Bytes>, BackendError>>> {
+    fn fail(
+        &mut self,
+        error: BackendError,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BackendError>>> {
+        // Let go of what the bytes came from: it is of no more use.
         self.payload = Payload::Empty;
         self.meter.complete = false;
         self.meter.failure = Some(error.clone());
-        Poll::Ready(Some(Err(error)))
+        self.failing = Some((error, Box::pin(tokio::time::sleep(FLUSH_BEFORE_CUT))));
+        self.poll_failing(cx)
     }
 
-    fn count(&mut self, bytes: Bytes) -> Poll<Option<Result<Frame<Bytes>, BackendError>>> {
+    fn poll_failing(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BackendError>>> {
+        let Some((error, pause)) = &mut self.failing else {
+            return Poll::Ready(None);
+        };
+        std::task::ready!(pause.as_mut().poll(cx));
+        Poll::Ready(Some(Err(error.clone())))
+    }
+
+    fn count(
+        &mut self,
+        bytes: Bytes,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BackendError>>> {
         let len = bytes.len() as u64;
         if let Some(owed) = self.owed_bytes {
             let Some(left) = owed.checked_sub(len) else {
-                return self.fail(BackendError::new(
+                let error = BackendError::new(
                     BackendErrorKind::Internal,
                     "more bytes came than were announced",
-                ));
+                );
+                return self.fail(error, cx);
             };
             self.owed_bytes = Some(left);
             self.meter.complete = left == 0;
@@ -111,6 +142,9 @@ impl<B: Backend> http_body::Body for ReplyBody<B> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BackendError>>> {
         let this = &mut *self;
+        if this.failing.is_some() {
+            return this.poll_failing(cx);
+        }
         match &mut this.payload {
             Payload::Empty => Poll::Ready(None),
             Payload::Full(bytes) => {
@@ -118,21 +152,24 @@ impl<B: Backend> http_body::Body for ReplyBody<B> {
                 if bytes.is_empty() {
                     return Poll::Ready(None);
                 }
-                this.count(bytes)
+                this.count(bytes, cx)
             }
             Payload::Stream(..) if this.owed_bytes == Some(0) => Poll::Ready(None),
             Payload::Stream(stream, _) => match std::task::ready!(stream.as_mut().poll_next(cx)) {
-                Some(Ok(bytes)) => this.count(bytes),
-                Some(Err(error)) => this.fail(error),
+                Some(Ok(bytes)) => this.count(bytes, cx),
+                Some(Err(error)) => this.fail(error, cx),
                 None => match this.owed_bytes {
                     None | Some(0) => {
                         this.meter.complete = true;
                         Poll::Ready(None)
                     }
-                    Some(owed) => this.fail(BackendError::new(
-                        BackendErrorKind::BadUpstream,
-                        format!("the bytes ended {owed} too early"),
-                    )),
+                    Some(owed) => {
+                        let error = BackendError::new(
+                            BackendErrorKind::BadUpstream,
+                            format!("the bytes ended {owed} too early"),
+                        );
+                        this.fail(error, cx)
+                    }
                 },
             },
         }

@@ -139,7 +139,8 @@ fn absolute_base(uri: &Uri) -> Result<Option<String>, Reject> {
             StatusCode::BAD_REQUEST,
             "UNSUPPORTED",
             "the request's target is neither a path nor a full URL",
-        )),
+        )
+        .with_hint("ask for /v2/..., or for http://HOST/v2/... as of a forward proxy")),
     }
 }
 
@@ -186,7 +187,8 @@ fn ns_of(query: &str) -> Result<Option<String>, Reject> {
                 StatusCode::BAD_REQUEST,
                 "UNSUPPORTED",
                 "the query parameter ns stands twice, with different registries",
-            ));
+            )
+            .with_hint("name one registry"));
         }
         found = Some(value.into_owned());
     }
