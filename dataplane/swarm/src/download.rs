@@ -49,6 +49,9 @@ pub struct Download {
     pub(crate) whole_only: PieceSet,
     /// Since when an urgent piece has been neither in flight nor offered.
     pub(crate) unserved: BTreeMap<u32, Duration>,
+    /// A look through all missing pieces found none for which only the source is left; saves
+    /// looking again with each piece of a large blob.
+    pub(crate) all_served: bool,
     /// When a piece appeared last in the swarm.
     pub(crate) grown_at: Duration,
     /// When this download progressed last, or began to need something.
@@ -91,6 +94,7 @@ impl Download {
             partial: BTreeMap::new(),
             whole_only: PieceSet::empty(piece_count),
             unserved: BTreeMap::new(),
+            all_served: false,
             grown_at: now,
             progressed_at: now,
             helpless_since: None,
@@ -205,7 +209,7 @@ impl Download {
         let Some(new) = self.parents.offer(parent, runs, complete) else {
             return;
         };
-        self.plan.dirty = true;
+        self.pieces_opened();
         if new
             .iter()
             .any(|&piece| !self.held.contains(PieceIndex(piece)))
@@ -292,7 +296,9 @@ impl Download {
         }
         let at_its_end = brought_it && piece + 1 == request.run.range().end;
         self.end_request(id);
-        self.plan.dirty |= overrun;
+        if overrun {
+            self.pieces_opened();
+        }
         if !at_its_end {
             self.actions.push_back(Action::Cancel { request: id });
         }
@@ -326,7 +332,7 @@ impl Download {
     /// Ends a request that the shell still works on.
     pub(crate) fn cancel(&mut self, id: RequestId) -> Option<Request> {
         let request = self.end_request(id)?;
-        self.plan.dirty = true;
+        self.pieces_opened();
         self.actions.push_back(Action::Cancel { request: id });
         Some(request)
     }
@@ -335,7 +341,7 @@ impl Download {
         let Some(request) = self.end_request(id) else {
             return;
         };
-        self.plan.dirty = true;
+        self.pieces_opened();
         match request.target {
             Target::Parent { parent, .. } => {
                 self.last_fault = format!("parent {}: {failure:?}", parent.short());
@@ -407,7 +413,7 @@ impl Download {
             self.actions.push_back(Action::Unsubscribe { parent });
         }
         self.parents.unlink(&self.config, parent, strike, self.now);
-        self.plan.dirty = true;
+        self.pieces_opened();
     }
 
     /// Shuts a parent out that gave wrong data.
@@ -444,7 +450,7 @@ impl Download {
         }
         self.partial.remove(&piece.0);
         self.demand.piece_lost();
-        self.plan.dirty = true;
+        self.pieces_opened();
         self.verification_outdated();
     }
 
@@ -454,6 +460,12 @@ impl Download {
         if at > self.now {
             self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
         }
+    }
+
+    /// Pieces may have become open, or lost the last parent that offered them.
+    pub(crate) fn pieces_opened(&mut self) {
+        self.plan.dirty = true;
+        self.all_served = false;
     }
 
     /// A wanted piece that is missing and not on its way.

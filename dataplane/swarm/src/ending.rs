@@ -15,7 +15,7 @@ impl Download {
             return;
         }
         if self.demand.refresh(&self.held) {
-            self.plan.dirty = true;
+            self.pieces_opened();
             self.cancel_unwanted();
         }
         if self.demand.missing().is_empty() {
@@ -115,10 +115,11 @@ impl Download {
 
     fn step_audit(&mut self) {
         if !self.origin.is_usable() {
-            let why = self
-                .origin
-                .dead_reason()
-                .map_or("no credential for the source".into(), ToString::to_string);
+            let why = match self.origin.dead_reason() {
+                Some(FailReason::Source(detail)) => detail.clone(),
+                Some(_) => "it refuses the credentials".into(),
+                None => "the node has no credentials for it".into(),
+            };
             return self.fail(FailReason::Unaudited(why));
         }
         if self.audit.is_ready_to_verify() {

@@ -117,6 +117,11 @@ impl Download {
         if self.origin.paused_until() > self.now {
             return self.wake_at(self.origin.paused_until());
         }
+        if self.all_served {
+            return;
+        }
+        let missing = self.demand.missing();
+        self.all_served = !missing.iter().any(|piece| self.needs_source(piece.0));
         self.fetch_leased();
         self.ask_lease();
         self.fetch_alone();

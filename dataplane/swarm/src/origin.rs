@@ -72,7 +72,7 @@ impl Origin {
             other => (None, format!("{other:?}")),
         };
         // Fetches that ran side by side fail together: that is one failure of the source.
-        if self.failed_at.is_none_or(|at| started >= at) {
+        if self.failed_at.is_none_or(|at| started > at) {
             self.failures_in_row += 1;
             self.failed_at = Some(now);
         }

@@ -504,3 +504,45 @@ fn the_parents_kept_are_those_that_control_names() {
     let left = |a: &&Action| matches!(a, Action::Unsubscribe { .. });
     assert_eq!(actions.iter().filter(left).count(), 1);
 }
+
+#[test]
+fn the_largest_number_of_pieces_is_fetched_from_many_parents_and_verified() {
+    let count = 16 * 1024;
+    let mut rig = Rig::new(count)
+        .with_control()
+        .with_source()
+        .with_parents(16);
+    rig.core.handle(
+        rig.now,
+        Input::FetchAll {
+            priority: Priority::Bulk,
+        },
+    );
+    let mut actions: Vec<Action> = std::iter::from_fn(|| rig.core.poll_action()).collect();
+    for parent in 1..=16 {
+        let have = Input::Have {
+            parent: node(parent),
+            runs: vec![],
+            complete: true,
+        };
+        rig.core.handle(rig.now, have);
+        actions.extend(std::iter::from_fn(|| rig.core.poll_action()));
+    }
+    let mut queue: std::collections::VecDeque<_> = fetches(&actions).into();
+    while let Some((request, _, piece, _)) = queue.pop_front() {
+        rig.now += Duration::from_micros(100);
+        let piece = PieceIndex(piece);
+        let (request, author) = (Some(request), Author::Unknown);
+        rig.core.handle(
+            rig.now,
+            Input::PieceDone {
+                request,
+                piece,
+                author,
+            },
+        );
+        actions = std::iter::from_fn(|| rig.core.poll_action()).collect();
+        queue.extend(fetches(&actions));
+    }
+    assert_eq!(actions, [Action::Verify]);
+}
