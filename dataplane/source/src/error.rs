@@ -126,7 +126,7 @@ pub enum SourceError {
     },
     /// The request itself cannot be made.
     #[error(transparent)]
-    BadRequest(#[from] UpstreamError),
+    BadRequest(UpstreamError),
     /// The range is not inside of what is asked for.
     #[error("bytes {start}..{end} are not inside of the {size} bytes there are")]
     BadRange {
@@ -143,6 +143,16 @@ fn after(retry_after: Option<Duration>) -> String {
     retry_after.map_or_else(String::new, |wait| {
         format!(": try again after {} s", wait.as_secs())
     })
+}
+
+impl From<UpstreamError> for SourceError {
+    fn from(error: UpstreamError) -> Self {
+        match error {
+            // One kind for a forbidden address, wherever it was found.
+            UpstreamError::Forbidden(address) => Self::Forbidden(address),
+            other => Self::BadRequest(other),
+        }
+    }
 }
 
 /// What an origin did not do in time.

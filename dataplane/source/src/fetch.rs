@@ -222,9 +222,8 @@ impl Fetch {
             return Ok(Bytes::new());
         };
         let chunk = next_chunk(&mut body.answer, self.inner.config.stall_timeout).await?;
-        let mut bytes = match chunk {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) | Err(_) => return Err(cut(&body.answer)),
+        let Ok(Some(mut bytes)) = chunk else {
+            return Err(cut(&body.answer));
         };
         let len = bytes.len() as u64;
         body.announced = body

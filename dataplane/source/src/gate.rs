@@ -100,9 +100,9 @@ mod tests {
                 ..
             }
         ));
-        gate.turn(&a, Kind::Exchange, NOW).await.unwrap();
-        gate.turn(&b, Kind::Transfer, NOW).await.unwrap();
+        drop(gate.turn(&a, Kind::Exchange, NOW).await.unwrap());
+        drop(gate.turn(&b, Kind::Transfer, NOW).await.unwrap());
         drop(first);
-        gate.turn(&a, Kind::Transfer, NOW).await.unwrap();
+        drop(gate.turn(&a, Kind::Transfer, NOW).await.unwrap());
     }
 }
