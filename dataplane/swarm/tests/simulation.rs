@@ -13,7 +13,7 @@ use sim::scenario::Scenario;
 use sim::world::{Report, World};
 
 /// Scenarios in a normal run: about ten seconds unoptimised.
-const SCENARIOS_COUNT: u64 = 1500;
+const SCENARIOS_COUNT: u64 = 1000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()

@@ -14,6 +14,7 @@
 //! servers, and a store that lies about what it holds.
 
 mod nodes;
+mod queue;
 pub mod rng;
 pub mod scenario;
 pub mod world;
