@@ -45,7 +45,7 @@ impl<B: Backend> Drop for Meter<B> {
         let _entered = self.span.enter();
         match &self.failure {
             Some(error) => {
-                tracing::warn!(kind = ?error.kind, %error, "reply cut: its bytes failed")
+                tracing::warn!(kind = ?error.kind, %error, "reply cut: its bytes failed");
             }
             None if !self.complete => tracing::debug!("reply cut: the client went away"),
             None => tracing::debug!("request ended"),

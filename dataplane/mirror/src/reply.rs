@@ -54,7 +54,8 @@ pub(crate) struct Reject {
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
     pub(crate) retry_after: Option<Duration>,
-    pub(crate) headers: HeaderMap,
+    /// A few at most; a map would make every `Result` large.
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Reject {
@@ -65,7 +66,7 @@ impl Reject {
             message: message.into(),
             hint: None,
             retry_after: None,
-            headers: HeaderMap::new(),
+            headers: Vec::new(),
         }
     }
 
@@ -75,7 +76,7 @@ impl Reject {
     }
 
     pub(crate) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.headers.insert(name, value);
+        self.headers.push((name, value));
         self
     }
 
