@@ -6,6 +6,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use lru::LruCache;
 use parking_lot::Mutex;
+use tokio::time::timeout;
 use url::Url;
 
 use crate::challenge::{Challenge, challenges};
@@ -13,7 +14,7 @@ use crate::client::{Answer, Client, Request, drain};
 use crate::clock::Clock;
 use crate::counters::Counters;
 use crate::credential::{Credential, CredentialFingerprint, basic, bearer};
-use crate::error::{SourceError, TokenFault};
+use crate::error::{Phase, SourceError, TokenFault};
 use crate::reply::read_bounded;
 use crate::token::{TOKEN_ANSWER_BYTES_MAX, Token, TokenCache, TokenKey};
 use crate::upstream::host_port;
@@ -60,7 +61,15 @@ impl Authenticator {
             credential: credential.fingerprint(&self.key),
         };
         let shown = match credential {
-            Credential::Header(value) => Some(value.clone()),
+            Credential::Header(value) => {
+                let mut value = value.clone();
+                value.set_sensitive(true);
+                Some(value)
+            }
+            // Not even a token that was fetched for somebody else without a name.
+            Credential::Anonymous {
+                fetch_tokens: false,
+            } => None,
             _ => {
                 let known = self.demands.lock().get(&place).cloned();
                 match known {
@@ -146,7 +155,15 @@ impl Authenticator {
             credential: place.credential,
         };
         let slot = self.tokens.slot(&key);
-        let mut token = slot.lock().await;
+        // Whoever holds the lock may wait for a service that does not answer; the others do not
+        // wait one after the other.
+        let mut token = timeout(shell.token_patience, slot.lock())
+            .await
+            .map_err(|_| SourceError::TimedOut {
+                host: host_port(url),
+                phase: Phase::Token,
+                limit: shell.token_patience,
+            })?;
         let kept = token
             .as_ref()
             .filter(|token| token.is_usable(shell.clock.now()))
@@ -170,6 +187,8 @@ pub(crate) struct Shell<'a> {
     pub(crate) clock: &'a Clock,
     pub(crate) counters: &'a Counters,
     pub(crate) stall_timeout: Duration,
+    /// How long a token that another request is fetching is waited for.
+    pub(crate) token_patience: Duration,
 }
 
 async fn fetch_token(

@@ -61,6 +61,8 @@ pub(crate) struct Answer {
     pub(crate) host: String,
     /// Whether the answer is of another origin than the request was for.
     pub(crate) crossed_origin: bool,
+    /// Whether it answers a HEAD: then its length is that of a body which does not come.
+    pub(crate) is_head: bool,
 }
 
 impl Answer {
@@ -163,6 +165,7 @@ impl Client {
                     response,
                     host,
                     crossed_origin,
+                    is_head: method == Method::HEAD,
                 });
             }
             let hop = next_hop(&url, response.headers(), hops_count)?;

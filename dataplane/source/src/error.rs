@@ -160,6 +160,8 @@ impl From<UpstreamError> for SourceError {
 pub enum Phase {
     /// A connection of the few allowed per host became free.
     Turn,
+    /// The token that another request is fetching came.
+    Token,
     /// The connection was made.
     Connect,
     /// The head of the answer came.
@@ -172,6 +174,7 @@ impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Turn => "finish its other requests",
+            Self::Token => "get its caller a token",
             Self::Connect => "accept a connection",
             Self::FirstByte => "answer",
             Self::NextByte => "send more of the body",
@@ -308,7 +311,8 @@ impl SourceError {
             | Self::TimedOut { .. }
             | Self::Cut { .. } => true,
             Self::Token { reason, .. } => {
-                matches!(reason, TokenFault::Refused(status) if status.is_server_error())
+                matches!(reason, TokenFault::Refused(status)
+                    if status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS)
             }
             _ => false,
         }

@@ -35,7 +35,7 @@ impl Reply {
             status: answer.status(),
             headers,
             body: Body {
-                announced_bytes: content_length(answer.headers()),
+                announced_bytes: content_length(answer.headers()).filter(|_| !answer.is_head),
                 answer,
                 stall_timeout,
                 read_bytes: 0,
@@ -99,10 +99,7 @@ impl Body {
             host: host.to_owned(),
             limit_bytes,
         };
-        if self.announced_bytes.is_some_and(|n| n > limit_bytes)
-            // A HEAD announces a length without having a body.
-            && self.answer.response.content_length() != Some(0)
-        {
+        if self.announced_bytes.is_some_and(|n| n > limit_bytes) {
             return Err(too_large(&self.answer.host));
         }
         let mut all = BytesMut::new();

@@ -195,6 +195,7 @@ impl Inner {
             clock: &self.clock,
             counters: &self.counters,
             stall_timeout: self.config.stall_timeout,
+            token_patience: self.config.first_byte_timeout,
         };
         self.authenticator.send(shell, request, credential).await
     }

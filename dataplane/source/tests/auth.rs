@@ -4,11 +4,13 @@ mod origin;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use futures_util::TryStreamExt as _;
 use futures_util::future::join_all;
 use http::{HeaderMap, HeaderValue, Method};
-use origin::{Act, Origin, Seen, reply, source};
-use pantala_source::{Credential, Reply, Source, SourceError, TokenFault};
+use origin::{Act, Origin, Seen, blob, config, digest, honest, range, reply, source};
+use pantala_source::{Credential, Reply, Source, SourceConfig, SourceError, TokenFault};
 
 const BASIC: &str = "Basic YWxpY2U6aHVudGVyMg==";
 
@@ -190,6 +192,10 @@ async fn nobody_gets_a_token_only_when_told_to_fetch_one() {
     assert_eq!(served.status, 200);
     assert_eq!(pair.service.requests()[0].header("authorization"), None);
     assert!(!pair.service.requests()[0].target.contains("account"));
+    let refused = get(&source, &pair.registry, PATH, &Credential::NONE)
+        .await
+        .unwrap();
+    assert_eq!(refused.status, 401, "nobody's token is not lent");
 }
 
 #[tokio::test]
@@ -284,4 +290,73 @@ async fn a_challenge_of_another_origin_gets_no_password() {
     for request in evil.requests() {
         assert_eq!(request.header("authorization"), None);
     }
+}
+
+#[tokio::test]
+async fn a_token_that_ends_in_the_middle_of_a_blob_is_replaced() {
+    let data = blob(50_000, 30);
+    let service = Origin::start(numbered).await;
+    let realm = service.url("/token");
+    let served = data.clone();
+    let registry = Origin::start(move |n, request| {
+        // Request 0 is challenged, 1 is cut, and from then on the first token is no longer taken.
+        let valid = if n <= 1 {
+            "Bearer token-0"
+        } else {
+            "Bearer token-1"
+        };
+        if request.header("authorization") != Some(valid) {
+            return unauthorized(&format!(r#"Bearer realm="{realm}""#));
+        }
+        let mut acts = honest(&served, request);
+        if n == 1
+            && let Act::Send(bytes) = &mut acts[0]
+        {
+            bytes.truncate(30_000);
+            acts.push(Act::Close);
+        }
+        acts
+    })
+    .await;
+    let stream = source()
+        .fetch_blob(
+            &registry.upstream(),
+            &"a/b".parse().unwrap(),
+            &digest(&data),
+            50_000,
+            range(0, 50_000),
+            &alice(),
+        )
+        .await
+        .unwrap();
+    let got = stream.try_collect::<Vec<_>>().await.unwrap().concat();
+    assert!(got == data);
+    assert_eq!(service.requests().len(), 2);
+    assert!(
+        service.requests()[0]
+            .target
+            .contains("scope=repository%3Aa%2Fb%3Apull")
+    );
+}
+
+#[tokio::test]
+async fn a_token_service_that_never_answers_holds_nobody_for_long() {
+    let service = Origin::start(|_, _| vec![Act::Hang]).await;
+    let realm = service.url("/token");
+    let registry =
+        Origin::start(move |_, _| unauthorized(&format!(r#"Bearer realm="{realm}""#))).await;
+    let source = Source::new(SourceConfig {
+        first_byte_timeout: Duration::from_millis(300),
+        retries_max: 0,
+        ..config()
+    })
+    .unwrap();
+    let alice = alice();
+    let started = Instant::now();
+    let all = (0..30).map(|_| get(&source, &registry, PATH, &alice));
+    for result in join_all(all).await {
+        assert!(matches!(result, Err(SourceError::TimedOut { .. })));
+    }
+    // One after the other they would need 9 s.
+    assert!(started.elapsed() < Duration::from_secs(5));
 }

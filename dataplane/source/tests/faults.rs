@@ -9,11 +9,11 @@ use std::time::{Duration, SystemTime};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use origin::{
-    Act, Origin, Random, Seen, blob, config, digest, head, honest, honest_head, range, reply,
-    source,
+    Act, Origin, Random, Seen, blob, config, digest, head, honest, honest_head, probe, range,
+    reply, source,
 };
 use pantala_source::{
-    BlobInfo, BodyStream, Credential, Lie, Phase, Source, SourceConfig, SourceError, TransferFacts,
+    BodyStream, Credential, Lie, Phase, Source, SourceConfig, SourceError, TransferFacts,
 };
 use pantala_wire::ByteRange;
 use pantala_wire::name::RepositoryName;
@@ -55,17 +55,6 @@ async fn fetch(
     range: ByteRange,
 ) -> Result<Vec<u8>, SourceError> {
     read(open(source, origin, blob, range).await?).await
-}
-
-async fn probe(source: &Source, origin: &Origin, blob: &[u8]) -> Result<BlobInfo, SourceError> {
-    source
-        .probe_blob(
-            &origin.upstream(),
-            &repository(),
-            &digest(blob),
-            &Credential::NONE,
-        )
-        .await
 }
 
 fn lie(error: SourceError) -> Lie {
@@ -512,72 +501,6 @@ async fn header_bombs_and_garbage_are_refused_in_bounded_memory() {
         assert!(matches!(lie, Lie::Malformed(_)), "{i}: {lie:?}");
         assert_eq!(requests.len(), 1);
     }
-}
-
-#[tokio::test]
-async fn nobody_listening_is_an_error_in_bounded_time() {
-    let origin = Origin::start(|_, _| vec![]).await;
-    let upstream = origin.upstream();
-    drop(origin);
-    let error = source()
-        .probe_blob(&upstream, &repository(), &digest(b""), &Credential::NONE)
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, SourceError::Unavailable { .. }),
-        "{error:?}"
-    );
-}
-
-#[tokio::test]
-async fn a_size_is_found_where_head_does_not_tell_it() {
-    let data = blob(1234, 5);
-    type Head = fn(&[u8]) -> Vec<Act>;
-    let heads: [Head; 5] = [
-        |_| vec![Act::Send(head(200, &[("Connection", "close")])), Act::Close],
-        |_| reply(200, &[], b""),
-        |_| vec![Act::Send(head(405, &[("Content-Length", "0")]))],
-        |_| vec![Act::Send(head(501, &[("Content-Length", "0")]))],
-        |_| {
-            let lines = [("Content-Length", "99"), ("Content-Encoding", "gzip")];
-            vec![Act::Send(head(200, &lines))]
-        },
-    ];
-    for (i, answer_head) in heads.into_iter().enumerate() {
-        for ranges in [true, false] {
-            let served = data.clone();
-            let origin = Origin::start(move |_, request| {
-                if request.method == "HEAD" {
-                    answer_head(&served)
-                } else if ranges {
-                    honest(&served, request)
-                } else {
-                    reply(200, &[], &served)
-                }
-            })
-            .await;
-            let info = probe(&source(), &origin, &data).await.unwrap();
-            assert_eq!(
-                (info.size, info.accepts_ranges),
-                (1234, Some(ranges)),
-                "{i}"
-            );
-        }
-    }
-}
-
-#[tokio::test]
-async fn the_empty_blob_may_have_no_bytes_and_another_blob_may_not_stand_in() {
-    let origin = Origin::start(|_, _| reply(200, &[], b"")).await;
-    assert_eq!(probe(&source(), &origin, b"").await.unwrap().size, 0);
-    let other = digest(b"other").to_string();
-    let origin = Origin::start(move |_, _| {
-        let lines = [("Content-Length", "5"), ("Docker-Content-Digest", &other)];
-        vec![Act::Send(head(200, &lines))]
-    })
-    .await;
-    let error = probe(&source(), &origin, b"this").await.unwrap_err();
-    assert!(matches!(lie(error), Lie::Digest(_)));
 }
 
 #[tokio::test]

@@ -190,7 +190,7 @@ async fn a_plain_service_behind_an_https_url_is_unavailable() {
     let origin = Origin::start(|_, _| vec![origin::Act::Close]).await;
     let source = Source::new(SourceConfig {
         retries_max: 1,
-        connect_timeout: std::time::Duration::from_secs(2),
+        connect_timeout: std::time::Duration::from_millis(500),
         ..config()
     })
     .unwrap();
@@ -260,6 +260,18 @@ async fn http_2_is_spoken_where_it_is_offered() {
         .await
         .unwrap();
     assert_eq!(info.size, size);
+    let head = source
+        .exchange(
+            Method::HEAD,
+            &upstream,
+            "/v2/",
+            HeaderMap::new(),
+            &Credential::NONE,
+        )
+        .await
+        .unwrap();
+    assert_eq!(head.headers["content-length"], size.to_string().as_str());
+    assert_eq!(head.bytes(10).await.unwrap(), "");
     let parts = (0..4).map(|i| {
         let (source, upstream, repository) = (&source, &upstream, &repository);
         let part = range(i * size / 4, (i + 1) * size / 4);

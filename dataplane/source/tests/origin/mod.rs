@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
-use pantala_source::{Source, SourceConfig, Upstream};
+use pantala_source::{BlobInfo, Credential, Source, SourceConfig, SourceError, Upstream};
 use pantala_wire::{BlobDigest, ByteRange};
 use sha2::Digest as _;
 
@@ -281,4 +281,20 @@ pub(crate) fn config() -> SourceConfig {
 
 pub(crate) fn source() -> Source {
     Source::new(config()).unwrap()
+}
+
+/// What a registry says of a blob of test/app to nobody in particular.
+pub(crate) async fn probe(
+    source: &Source,
+    origin: &Origin,
+    blob: &[u8],
+) -> Result<BlobInfo, SourceError> {
+    source
+        .probe_blob(
+            &origin.upstream(),
+            &"test/app".parse().unwrap(),
+            &digest(blob),
+            &Credential::NONE,
+        )
+        .await
 }
