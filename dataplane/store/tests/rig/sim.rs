@@ -48,6 +48,7 @@ struct World {
     crash_at: Option<u64>,
     /// Per 10,000 operations.
     fault_rate: u64,
+    fail_syncs: bool,
     full: bool,
     capacity: Option<u64>,
     locked: bool,
@@ -99,6 +100,7 @@ impl SimFs {
             operations: 0,
             crash_at: None,
             fault_rate: 0,
+            fail_syncs: false,
             full: false,
             capacity: None,
             locked: false,
@@ -122,6 +124,10 @@ impl SimFs {
     /// So many of 10,000 operations fail.
     pub(crate) fn set_fault_rate(&self, rate: u64) {
         self.world().fault_rate = rate;
+    }
+    /// Every sync fails and its bytes vanish from the cache, or works again.
+    pub(crate) fn set_fail_syncs(&self, fail: bool) {
+        self.world().fail_syncs = fail;
     }
     /// Every write and allocation fails with "no space", or works again.
     pub(crate) fn set_full(&self, full: bool) {
@@ -384,11 +390,14 @@ impl StoreFile for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         let mut world = self.0.world();
-        let result = world.step();
+        let mut result = world.step();
         if world.is_crashed() {
             return result;
         }
-        let vanish = world.rng.chance(50);
+        let mut vanish = world.rng.chance(50);
+        if world.fail_syncs {
+            (result, vanish) = (Err(failed(EIO)), true);
+        }
         let inode = &mut world.inodes[self.1];
         let pending = std::mem::take(&mut inode.pending);
         if result.is_ok() {
