@@ -11,7 +11,7 @@ use pantala_mirror::{
 use pantala_source::{Credential, Reply, SourceError, Upstream};
 use pantala_wire::layout::BLOB_SIZE_MAX;
 
-use crate::engine::{ReadError, ReadRequest, Shared, SourceAccess};
+use crate::engine::{DirectError, ReadError, ReadRequest, Shared, SourceAccess};
 use crate::metrics::{Origin, OutcomeLabel, RequestLabel};
 
 /// The node, as its mirror sees it.
@@ -56,10 +56,20 @@ fn source_error(error: &SourceError) -> BackendError {
     }
 }
 
+fn direct_error(error: &DirectError) -> BackendError {
+    match error {
+        DirectError::Source(error) => source_error(error),
+        DirectError::WrongDigest(_) => {
+            BackendError::new(BackendErrorKind::BadUpstream, error.to_string())
+        }
+    }
+}
+
 fn read_error(error: &ReadError) -> BackendError {
     match error {
-        ReadError::Source(error) | ReadError::Failed { source: error, .. } => source_error(error),
-        ReadError::NoWay(_) | ReadError::Interrupted(_) => {
+        ReadError::Failed { source, .. } => source_error(source),
+        ReadError::Direct(error) => direct_error(error),
+        ReadError::NoWay(_) | ReadError::Interrupted(_) | ReadError::Mended(_) => {
             BackendError::new(BackendErrorKind::Unavailable, error.to_string())
         }
         ReadError::Store(_) => BackendError::new(BackendErrorKind::Internal, error.to_string()),
@@ -252,7 +262,7 @@ impl NodeBackend {
             .map_err(|error| source_error(&error))?;
         let metrics = Arc::clone(&self.shared.metrics);
         let body = body.map(move |chunk| {
-            let chunk = chunk.map_err(|error| source_error(&error))?;
+            let chunk = chunk.map_err(|error| direct_error(&error))?;
             metrics.received(Origin::Passthrough, chunk.len() as u64);
             metrics.client_sent.inc_by(chunk.len() as u64);
             Ok(chunk)

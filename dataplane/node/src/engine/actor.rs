@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use pantala_control::Command;
 use pantala_store::{Sha256Progress, Sha256Verdict, StoreError};
-use pantala_swarm::{Action, Download, Input, RequestId};
+use pantala_swarm::{Action, Download, FailReason, Input, RequestId};
 use pantala_wire::{NodeId, PieceIndex};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
@@ -141,6 +141,7 @@ impl Actor {
     fn event(&mut self, event: TaskEvent) {
         match event {
             TaskEvent::Machine(input) => {
+                tracing::trace!(digest = %self.task.digest, ?input);
                 match &input {
                     Input::Lease { pieces, .. } => self.task.leased.lock().insert_run(*pieces),
                     Input::PieceDone { piece, .. } => {
@@ -173,7 +174,8 @@ impl Actor {
         let Some(hasher) = &self.hasher else {
             return;
         };
-        let ready = self.task.blob.readable_from(hasher.hashed_bytes());
+        let hashed_bytes = hasher.hashed_bytes();
+        let ready = self.task.blob.readable_from(hashed_bytes) - hashed_bytes;
         if !self.verify_wanted && ready < HASH_STEP_BYTES {
             return;
         }
@@ -209,6 +211,7 @@ impl Actor {
                 tracing::warn!(digest = %self.task.digest, "the whole blob's sha256 is wrong: asking the source for its pieces again");
                 self.hasher = Some(Sha256Progress::new());
                 self.verify_wanted = false;
+                self.task.suspect.store(true, Ordering::Release);
                 self.input(Input::Verified { ok: false });
             }
             Err(StoreError::Corrupt { piece, .. }) => {
@@ -248,10 +251,15 @@ impl Actor {
     /// Performs what the machine wants done; the end state once there is one.
     fn perform_all(&mut self) -> Option<TaskState> {
         while let Some(action) = self.machine.poll_action() {
+            tracing::trace!(digest = %self.task.digest, ?action);
             match action {
                 Action::Complete => return Some(TaskState::Complete),
                 Action::Fail { reason } => {
-                    return Some(TaskState::Failed(reason.to_string().into()));
+                    let why = reason.to_string().into();
+                    return Some(match reason {
+                        FailReason::SourceCorrupt => TaskState::Corrupt(why),
+                        _ => TaskState::Failed(why),
+                    });
                 }
                 action => self.perform(action),
             }
@@ -347,7 +355,7 @@ impl Actor {
         self.shells.abort_all();
         let outcome = match &state {
             TaskState::Complete => "complete",
-            TaskState::Failed(_) => "failed",
+            TaskState::Failed(_) | TaskState::Corrupt(_) => "failed",
             TaskState::Parked | TaskState::Running => "parked",
         };
         self.shared
@@ -356,13 +364,24 @@ impl Actor {
             .get_or_create(&OutcomeLabel { outcome })
             .inc();
         match &state {
-            TaskState::Failed(why) => {
+            TaskState::Failed(why) | TaskState::Corrupt(why) => {
                 tracing::warn!(digest = %self.task.digest, %why, "download failed");
             }
             _ => tracing::info!(digest = %self.task.digest, outcome, "download ended"),
         }
         // Clients wait for the state, peers for the news; the disk may take its time after that.
+        let corrupt = matches!(state, TaskState::Corrupt(_));
         self.shared.retire(&self.task, state).await;
+        if corrupt {
+            // Its pieces are what the source gave, and wrong: the next download starts afresh.
+            let (store, digest) = (self.shared.store.clone(), self.task.digest);
+            if let Err(error) = super::blocking(move || store.remove(&digest)).await {
+                tracing::warn!(digest = %self.task.digest, %error, "a wrong blob could not be removed");
+            }
+            let digest = self.task.digest;
+            self.shared.control.send(Command::Dropped { digest });
+            return;
+        }
         let blob = self.task.blob.clone();
         if let Err(error) = super::blocking(move || blob.flush()).await {
             tracing::warn!(digest = %self.task.digest, %error, "pieces could not be made durable");

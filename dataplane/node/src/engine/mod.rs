@@ -7,6 +7,7 @@
 
 mod actor;
 mod board;
+mod direct;
 mod fetch_peer;
 mod fetch_source;
 mod reader;
@@ -21,13 +22,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::Stream;
 use pantala_control::{Command, Identity, TaskReport};
-use pantala_source::{BodyStream, Source, SourceError};
+use pantala_source::{Source, SourceError};
 use pantala_store::{Blob, Store, StoreError};
 use pantala_swarm::{DownloadConfig, Input};
 use pantala_wire::{BlobDigest, ByteRange, NodeId, Priority};
 use parking_lot::Mutex;
 
 pub use board::Board;
+pub use direct::{DirectError, DirectStream};
 pub use reader::{ReadError, ReadRequest};
 pub use task::{SourceAccess, Task, TaskState, TaskSummary};
 
@@ -210,15 +212,20 @@ impl Shared {
         Ok(ended.map_or(TaskState::Parked, |state| state.clone()))
     }
 
-    /// Reads past the store and the swarm.
+    /// Reads past the store and the swarm; a whole blob's last bytes are kept back until its
+    /// sha256 is right.
+    ///
+    /// # Errors
+    /// The source's.
     pub async fn direct(
         &self,
         digest: &BlobDigest,
         size_bytes: u64,
         range: ByteRange,
         access: &SourceAccess,
-    ) -> Result<BodyStream, SourceError> {
-        self.source
+    ) -> Result<direct::DirectStream, SourceError> {
+        let body = self
+            .source
             .fetch_blob(
                 &access.upstream,
                 &access.repository,
@@ -227,7 +234,9 @@ impl Shared {
                 range,
                 &access.credential,
             )
-            .await
+            .await?;
+        let whole = range.len() == size_bytes;
+        Ok(direct::stream(body, whole.then_some(*digest)))
     }
 
     /// A download has ended.

@@ -5,13 +5,14 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use pantala_source::{BodyStream, SourceError};
+use pantala_source::SourceError;
 use pantala_store::StoreError;
 use pantala_swarm::{Input, ReaderId};
 use pantala_wire::{ByteRange, GROUP_SIZE, PieceIndex, Priority};
 use tokio::sync::watch;
 
 use super::Shared;
+use super::direct::{DirectError, DirectStream};
 use super::task::{Hold, SourceAccess, Task, TaskEvent, TaskState};
 use crate::metrics::Origin;
 
@@ -43,10 +44,13 @@ pub enum ReadError {
     NoWay(Arc<str>),
     /// The source, read directly, failed.
     #[error(transparent)]
-    Source(#[from] SourceError),
+    Direct(#[from] DirectError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Bytes that were read turned out to be wrong and have been replaced meanwhile.
+    #[error("{0} was found wrong while it was read, and has been mended: read it again")]
+    Mended(pantala_wire::BlobDigest),
     /// The download kept ending before its end.
     #[error("the download of {0} was interrupted too often")]
     Interrupted(pantala_wire::BlobDigest),
@@ -74,7 +78,9 @@ pub(super) struct Reader {
     bell: watch::Receiver<u64>,
     state: watch::Receiver<TaskState>,
     reopens: u32,
-    direct: Option<BodyStream>,
+    /// Replaced pieces of the task when this reader came.
+    replaced: u64,
+    direct: Option<DirectStream>,
     _hold: Hold,
     waited: bool,
 }
@@ -103,6 +109,7 @@ impl Reader {
             request,
             id,
             reopens: 0,
+            replaced: task.replaced.load(Ordering::Acquire),
             direct: None,
             waited: false,
         }
@@ -131,6 +138,11 @@ impl Reader {
             self.keep_ahead();
             self.bell.mark_unchanged();
             let state = self.state.borrow_and_update().clone();
+            if self.task.replaced.load(Ordering::Acquire) != self.replaced
+                && self.position > self.request.range.start()
+            {
+                return Err(ReadError::Mended(self.task.digest));
+            }
             let ready = self.ready(&state);
             if ready > 0 {
                 match self.read(ready).await {
@@ -145,6 +157,7 @@ impl Reader {
             match state {
                 TaskState::Running => self.wait().await,
                 TaskState::Complete | TaskState::Parked => self.reopen().await?,
+                TaskState::Corrupt(why) => return Err(ReadError::NoWay(why)),
                 TaskState::Failed(why) => self.go_direct(why).await?,
             }
         }
@@ -154,8 +167,12 @@ impl Reader {
     /// Bytes that may be handed on from the position.
     fn ready(&self, state: &TaskState) -> u64 {
         let blob = &self.task.blob;
-        let mut end =
-            (self.position + blob.readable_from(self.position)).min(self.request.range.end());
+        if *state == TaskState::Running && self.task.suspect.load(Ordering::Acquire) {
+            return 0;
+        }
+        let mut end = blob
+            .readable_from(self.position)
+            .min(self.request.range.end());
         let whole = self.request.range.start() == 0
             && self.request.range.end() == blob.layout().blob_size();
         if whole && *state != TaskState::Complete && !blob.is_complete() {

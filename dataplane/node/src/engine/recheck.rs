@@ -1,6 +1,7 @@
 //! Asks the source for one piece again, to find out whose word about it was false.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::BytesMut;
 use futures_util::StreamExt;
@@ -119,6 +120,7 @@ async fn recheck(
         {
             return Ok(None);
         }
+        task.replaced.fetch_add(1, Ordering::AcqRel);
         task.blob.discard_piece(piece)?;
         task.blob.write_groups(range.start(), &data)?;
         let claim = shared.identity.sign_claim(&task.digest, piece, &truth);

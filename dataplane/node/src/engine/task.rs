@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use pantala_control::TaskReport;
 use pantala_source::{Credential, Upstream};
@@ -58,6 +58,8 @@ pub enum TaskState {
     Complete,
     /// It cannot go on; the text says why.
     Failed(Arc<str>),
+    /// What the source gives does not have the blob's sha256: nobody should be given it.
+    Corrupt(Arc<str>),
     /// Nobody read it any more; it can be opened again.
     Parked,
 }
@@ -89,6 +91,10 @@ pub struct Task {
     pub(super) relayers: Mutex<HashMap<PieceIndex, NodeId>>,
     pub(super) readers: AtomicU64,
     pub(super) next_reader: AtomicU64,
+    /// The whole blob's sha256 was wrong: until the wrong piece is found, nobody is given more.
+    pub(super) suspect: AtomicBool,
+    /// Pieces that were replaced because they were wrong: who read before has wrong bytes, perhaps.
+    pub(super) replaced: AtomicU64,
     /// Bytes that came from the source.
     pub from_source: AtomicU64,
     /// Bytes that came from each peer.
@@ -113,6 +119,8 @@ impl Task {
             accesses: Mutex::new(access.into_iter().collect()),
             readers: AtomicU64::new(0),
             next_reader: AtomicU64::new(0),
+            suspect: AtomicBool::new(false),
+            replaced: AtomicU64::new(0),
             from_source: AtomicU64::new(0),
             by_peer: ByPeer::default(),
         });
@@ -178,7 +186,7 @@ impl Task {
         let (state, error) = match self.state() {
             TaskState::Running => ("downloading", None),
             TaskState::Complete => ("complete", None),
-            TaskState::Failed(why) => ("failed", Some(why.to_string())),
+            TaskState::Failed(why) | TaskState::Corrupt(why) => ("failed", Some(why.to_string())),
             TaskState::Parked => ("partial", None),
         };
         let peers = self.by_peer.snapshot();
