@@ -97,19 +97,18 @@ impl Drop for Reader {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, task: Arc<Task>, request: ReadRequest) -> Self {
-        let id = ReaderId(task.next_reader.fetch_add(1, Ordering::Relaxed));
         Self {
+            id: ReaderId(task.next_reader.fetch_add(1, Ordering::Relaxed)),
+            replaced: task.replaced.load(Ordering::Acquire),
+            state: task.state.subscribe(),
             _hold: task.hold(),
             bell: shared.board.watch(&task.digest),
-            state: task.state.subscribe(),
             position: request.range.start(),
             announced: None,
             shared,
             task,
             request,
-            id,
             reopens: 0,
-            replaced: task.replaced.load(Ordering::Acquire),
             direct: None,
             waited: false,
         }
