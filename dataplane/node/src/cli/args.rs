@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use pantala_wire::BlobDigest;
 
 const EXIT_CODES: &str = "\
 Exit codes:
@@ -19,6 +20,7 @@ Exit codes:
 Examples:
   pantala node                            run a node; needs no configuration on one machine
   pantala setup containerd --all          make containerd pull through it
+  pantala get nginx:1.27 -o nginx         fetch an image through it, as an OCI layout
   pantala status                          what it does, and where the bytes come from
   pantala doctor                          what this machine allows, and what to do about the rest
 
@@ -34,6 +36,8 @@ pub struct Cli {
 pub enum Command {
     /// Run a node in the foreground
     Node(NodeArgs),
+    /// Fetch an image or a file, verified, and say where its bytes came from
+    Get(GetArgs),
     /// Show what a running node does: tasks, peers, bytes by origin
     Status(StatusArgs),
     /// Make a container runtime pull through the node
@@ -54,6 +58,58 @@ pub struct NodeArgs {
     /// Configuration file (every key is explained in pantala.example.toml)
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
+}
+
+/// `pantala get`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pantala get nginx:1.27 -o nginx                         an OCI image layout (a directory)
+  pantala get registry.test:5000/app@sha256:... -o app.tar  an OCI archive
+  pantala get quay.io/team/app:v1 --platform linux/arm64 -o app
+  pantala get r.test/private:v1 --user me --password-stdin -o p < password.txt
+  pantala get https://files.test/model.bin --digest sha256:... -o model.bin
+
+Images come through the node on this machine if one answers, else from the registry; the last line
+says which. Files come from their source. Every digest is verified; PATH appears only when all is
+complete. An interrupted image, or file with --digest, is taken up where it stopped.")]
+pub struct GetArgs {
+    /// Image reference, or http(s) address
+    #[arg(value_name = "IMAGE|URL")]
+    pub what: String,
+    /// Where to write: a directory for an image, an archive if it ends in .tar
+    #[arg(long, short, value_name = "PATH")]
+    pub output: PathBuf,
+    /// The digest that the manifest (or index) or the file must have
+    #[arg(long, value_name = "sha256:HEX")]
+    pub digest: Option<BlobDigest>,
+    /// Platform of the image [default: this machine's]
+    #[arg(long, value_name = "OS/ARCH[/VARIANT]")]
+    pub platform: Option<String>,
+    /// User to log in as
+    #[arg(long, requires = "password_stdin")]
+    pub user: Option<String>,
+    /// Read the password from stdin
+    #[arg(long, requires = "user")]
+    pub password_stdin: bool,
+    /// Logins in the format of docker and podman [default: where those keep them]
+    #[arg(long, value_name = "FILE", conflicts_with = "user")]
+    pub auth_file: Option<PathBuf>,
+    /// Address of the node's mirror [default: mirror.listen of the configuration]
+    #[arg(long, value_name = "IP:PORT")]
+    pub node: Option<SocketAddr>,
+    /// Go to the registry directly
+    #[arg(long, conflicts_with = "node")]
+    pub no_node: bool,
+    /// The registry speaks HTTP, not HTTPS; implies --no-node
+    #[arg(long, conflicts_with = "node")]
+    pub plain_http: bool,
+    /// Configuration file with the node's addresses and the registries
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the result for programs
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `pantala status`

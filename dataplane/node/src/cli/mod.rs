@@ -6,6 +6,7 @@
 mod args;
 mod doctor;
 mod failure;
+mod get;
 mod http;
 mod output;
 mod setup;
@@ -48,6 +49,7 @@ fn run(command: Command) -> Result<(), Failure> {
             let config = Config::load(args.config.as_deref())?;
             crate::daemon::run(config).map_err(Failure::from)
         }
+        Command::Get(args) => get::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Doctor(args) => doctor::run(&args),
