@@ -74,7 +74,7 @@ fn verify(dir: &Path) {
     let blob = |digest: &serde_json::Value| {
         let name = digest.as_str().unwrap().to_owned();
         let bytes = read(&format!("blobs/sha256/{}", &name[7..]));
-        assert_eq!(digest(&bytes), name);
+        assert_eq!(registry::digest(&bytes), name);
         bytes
     };
     let manifest = json(&blob(&first["digest"]));
