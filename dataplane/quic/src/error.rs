@@ -123,8 +123,8 @@ pub enum Error {
     /// The peer knows nothing of the connection: it was restarted.
     #[error("the peer has lost the connection's state; it was restarted")]
     Reset,
-    /// QUIC's own rules were broken.
-    #[error("QUIC: {0}")]
+    /// The peer broke QUIC's own rules.
+    #[error("the peer broke QUIC's rules: {0}")]
     Transport(String),
     /// The peer took a stream back before its end.
     #[error("the peer cut its answer short")]
@@ -147,7 +147,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// Who is to blame.
+    /// Who is to blame. [`Blame::Peer`] where trying again makes no sense means that the node itself
+    /// broke the protocol, or is shut out; whoever only answered in its place, stopped, or is of another
+    /// opinion about this node has not.
     pub fn blame(&self) -> Blame {
         match self {
             Self::TooManyConnections(_)
@@ -156,11 +158,13 @@ impl Error {
             | Self::IdentityRefused(_)
             | Self::ClosedLocally
             | Self::MessageTooLarge(_)
-            | Self::StreamClosed => Blame::Local,
-            Self::TimedOut => Blame::Path,
+            | Self::StreamClosed
+            | Self::ClosedByPeer {
+                reason: CloseReason::ShutOut | CloseReason::WrongNode | CloseReason::Protocol,
+                ..
+            } => Blame::Local,
+            Self::TimedOut | Self::Identity(_) | Self::WrongNode { .. } => Blame::Path,
             Self::ShutOut(_)
-            | Self::Identity(_)
-            | Self::WrongNode { .. }
             | Self::Refused
             | Self::ClosedByPeer { .. }
             | Self::Reset
@@ -180,10 +184,12 @@ impl Error {
             | Self::TimedOut
             | Self::Reset
             | Self::StreamReset
+            | Self::StreamStopped
             | Self::Truncated(_) => true,
-            Self::ClosedByPeer { reason, .. } => {
-                matches!(reason, CloseReason::Busy | CloseReason::Done)
-            }
+            Self::ClosedByPeer { reason, .. } => !matches!(
+                reason,
+                CloseReason::ShutOut | CloseReason::WrongNode | CloseReason::Protocol
+            ),
             _ => false,
         }
     }
@@ -226,5 +232,35 @@ mod tests {
         assert_eq!(Error::TimedOut.blame(), Blame::Path);
         assert!(Error::TimedOut.is_connection_lost());
         assert!(!Error::StreamReset.is_connection_lost());
+    }
+
+    #[test]
+    fn a_node_that_only_stops_or_has_another_in_its_place_is_no_liar() {
+        let is_liar = |error: Error| error.blame() == Blame::Peer && !error.is_retryable();
+        let closed = |reason| Error::ClosedByPeer {
+            reason,
+            detail: String::new(),
+        };
+        for code in 0..=6 {
+            assert!(!is_liar(closed(CloseReason::from_code(code))), "{code}");
+        }
+        let (expected, got) = (NodeId::new([1; 32]), NodeId::new([2; 32]));
+        for error in [
+            Error::WrongNode { expected, got },
+            Error::Identity("expired".into()),
+            Error::IdentityRefused("unknown authority".into()),
+            Error::Refused,
+            Error::Reset,
+            Error::StreamReset,
+            Error::StreamStopped,
+            Error::Truncated(1),
+            Error::TimedOut,
+        ] {
+            assert!(!is_liar(error.clone()), "{error}");
+        }
+        assert!(is_liar(Error::Transport(
+            "stream data after its end".into()
+        )));
+        assert!(is_liar(Error::ShutOut(got)));
     }
 }

@@ -38,7 +38,7 @@ async fn a_node_of_another_cluster_is_refused_by_both_sides() {
         .await
         .unwrap_err();
     assert!(matches!(error, Error::Identity(_)), "{error}");
-    assert_eq!(error.blame(), Blame::Peer);
+    assert_eq!(error.blame(), Blame::Path);
 
     // It trusts our authority, but its certificate is of another.
     let intruder = endpoint(

@@ -33,7 +33,12 @@ pub(super) fn connection_error(error: ConnectionError) -> Error {
             } else if TLS_ALERTS.contains(&code) {
                 Error::IdentityRefused(detail)
             } else {
-                Error::Transport(detail)
+                let reason = match close.error_code {
+                    TransportErrorCode::NO_ERROR => CloseReason::Done,
+                    TransportErrorCode::INTERNAL_ERROR => CloseReason::Other,
+                    _ => CloseReason::Protocol,
+                };
+                Error::ClosedByPeer { reason, detail }
             }
         }
         ConnectionError::TransportError(error) => {
