@@ -101,7 +101,8 @@ impl Core {
             out.push((node, ToNode::ShutOut(self.verdicts.shut_out())));
             return false;
         }
-        self.is_successor |= info.resumed;
+        // A node that this core has seen before comes back to it, not from before it.
+        self.is_successor |= info.resumed && !self.verdicts.has_seen(&node);
         let before = self.nodes.slot(node);
         if let Some(slot) = before.filter(|_| !info.resumed) {
             self.depart(now, slot, out);

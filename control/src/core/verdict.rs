@@ -82,6 +82,9 @@ impl Verdicts {
     pub(super) fn saw(&mut self, node: NodeId) {
         self.known.insert(node);
     }
+    pub(super) fn has_seen(&self, node: &NodeId) -> bool {
+        self.known.contains(node)
+    }
     pub(super) fn is_shut_out(&self, node: &NodeId) -> bool {
         self.shut_out.contains(node)
     }
