@@ -44,4 +44,4 @@ pub use backend::{
 pub use config::{MirrorConfig, TlsFiles};
 pub use policy::Policy;
 pub use server::{Mirror, MirrorError};
-pub use upstream::{Scheme, UpstreamUrl, UpstreamUrlError, is_forbidden_address};
+pub use upstream::{Scheme, UpstreamUrl, UpstreamUrlError};

@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use crate::upstream::{UpstreamUrl, UpstreamUrlError, is_forbidden_address};
+use pantala_wire::address::address_is_forbidden;
+
+use crate::upstream::{UpstreamUrl, UpstreamUrlError};
 
 /// Why no upstream is chosen.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -175,7 +177,7 @@ impl Policy {
 
     /// Whether a connection to this address may be made at all.
     pub fn allows_address(&self, address: IpAddr) -> bool {
-        !is_forbidden_address(address)
+        !address_is_forbidden(address)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Where a registry is, as a validated base URL, and which addresses are never one.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::str::FromStr;
 
+use pantala_wire::address::address_is_forbidden;
 use url::{Host, Url};
 
 /// Longest upstream accepted: a scheme, a DNS name and a port.
@@ -108,12 +109,12 @@ impl UpstreamUrl {
             self.host_and_port()
         }
     }
-    /// Whether the host is one at which no registry can be: see [`is_forbidden_address`].
+    /// Whether the host is one at which no registry can be: see [`address_is_forbidden`].
     pub fn is_forbidden(&self) -> bool {
         match &self.host {
             Host::Domain(name) => is_forbidden_name(name),
-            Host::Ipv4(v4) => is_forbidden_address(IpAddr::V4(*v4)),
-            Host::Ipv6(v6) => is_forbidden_address(IpAddr::V6(*v6)),
+            Host::Ipv4(v4) => address_is_forbidden(IpAddr::V4(*v4)),
+            Host::Ipv6(v6) => address_is_forbidden(IpAddr::V6(*v6)),
         }
     }
 
@@ -196,53 +197,6 @@ fn is_forbidden_name(name: &str) -> bool {
         name.as_str(),
         "metadata" | "metadata.google.internal" | "instance-data" | "instance-data.ec2.internal"
     )
-}
-
-/// Addresses at which no registry is, but at which a request could do harm: link-local (cloud
-/// metadata services), other metadata services, unspecified, multicast and broadcast; also where
-/// they are wrapped in an IPv6 address.
-pub fn is_forbidden_address(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => is_forbidden_v4(v4),
-        IpAddr::V6(v6) => is_forbidden_v6(v6),
-    }
-}
-
-fn is_forbidden_v4(v4: Ipv4Addr) -> bool {
-    // 0.0.0.0/8 reaches the local host on Linux; the two single addresses are the metadata
-    // services of Alibaba Cloud and Azure, which are not link-local.
-    v4.octets()[0] == 0
-        || v4.is_link_local()
-        || v4.is_multicast()
-        || v4.is_broadcast()
-        || v4 == Ipv4Addr::new(100, 100, 100, 200)
-        || v4 == Ipv4Addr::new(168, 63, 129, 16)
-}
-
-fn is_forbidden_v6(v6: Ipv6Addr) -> bool {
-    let s = v6.segments();
-    let v4_of = |high: u16, low: u16| {
-        let [a, b] = high.to_be_bytes();
-        let [c, d] = low.to_be_bytes();
-        Ipv4Addr::new(a, b, c, d)
-    };
-    let wrapped = match s {
-        // Loopback and unspecified lie in the deprecated IPv4-compatible block, and are no IPv4.
-        [0, 0, 0, 0, 0, 0, 0, 0 | 1] => None,
-        // IPv4-compatible and IPv4-mapped.
-        [0, 0, 0, 0, 0, 0 | 0xffff, high, low] => Some(v4_of(high, low)),
-        // NAT64, well-known and local-use prefixes.
-        [0x64, 0xff9b, _, _, _, _, high, low] => Some(v4_of(high, low)),
-        // 6to4.
-        [0x2002, high, low, ..] => Some(v4_of(high, low)),
-        _ => None,
-    };
-    v6.is_unspecified()
-        || v6.is_multicast()
-        || v6.is_unicast_link_local()
-        // The metadata service of EC2 over IPv6.
-        || s == [0xfd00, 0x0ec2, 0, 0, 0, 0, 0, 0x254]
-        || wrapped.is_some_and(is_forbidden_v4)
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ mod token;
 mod upstream;
 mod validator;
 
-pub use address::{ForbiddenAddress, Resolution, ResolveNames, SystemNames, address_is_forbidden};
+pub use address::{ForbiddenAddress, Resolution, ResolveNames, SystemNames};
 pub use config::{ConfigError, SourceConfig};
 pub use counters::SourceTotals;
 pub use credential::{Credential, CredentialFingerprint, Secret};

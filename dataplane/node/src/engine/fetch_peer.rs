@@ -217,16 +217,18 @@ async fn receive(
         super::blocking(move || {
             let started = std::time::Instant::now();
             let blob = &blocking_task.blob;
-            // A duplicate of a request in flight may have delivered the piece meanwhile.
-            if blob.held().contains(ask.piece) {
-                return Ok(());
-            }
-            blob.write_verified_groups(offset, &data, &expected)?;
-            if last {
-                blob.commit_piece(ask.piece, claim)?;
-            }
+            let written = blob
+                .write_verified_groups(offset, &data, &expected)
+                .and_then(|()| match last {
+                    true => blob.commit_piece(ask.piece, claim),
+                    false => Ok(()),
+                });
             metrics.store_write.observe(started.elapsed().as_secs_f64());
-            Ok::<_, StoreError>(())
+            match written {
+                // A duplicate of this request delivered the piece meanwhile.
+                Err(StoreError::AlreadyHeld(_)) => Ok(()),
+                other => other,
+            }
         })
         .await?;
         offset += want as u64;

@@ -75,6 +75,14 @@ pub(super) async fn run(
 /// Tells the task what to make of a failure.
 async fn report(task: &Task, request: RequestId, access: Option<SourceAccess>, error: FetchError) {
     let failure = match &error {
+        // Another writer, or a failed sync, came between: the piece is asked for again.
+        FetchError::Store(
+            StoreError::Dropped(_) | StoreError::Unwritten(_) | StoreError::WrongDigest { .. },
+        )
+        | FetchError::Short(_) => Failure::Retry {
+            after: None,
+            detail: error.to_string(),
+        },
         FetchError::Store(error) => {
             tracing::warn!(digest = %task.digest, %error, "the store failed");
             let reason = error.to_string();
@@ -82,10 +90,6 @@ async fn report(task: &Task, request: RequestId, access: Option<SourceAccess>, e
         }
         FetchError::Source(error) => source_failure(error),
         FetchError::NoAccess => Failure::Unauthorised,
-        FetchError::Short(_) => Failure::Retry {
-            after: None,
-            detail: error.to_string(),
-        },
     };
     let refused = failure == Failure::Unauthorised;
     task.input(Input::RequestFailed { request, failure }).await;
@@ -262,12 +266,28 @@ fn store(
             continue;
         }
         let bytes = &data[(part.start() - offset) as usize..(part.end() - offset) as usize];
-        task.blob.write_groups(part.start(), bytes)?;
-        if let Some(digest) = task.blob.written_digest(piece) {
-            let claim = shared.identity.sign_claim(&task.digest, piece, &digest);
-            task.blob.commit_piece(piece, claim)?;
-            done.push(piece);
+        match write_piece(shared, task, piece, part.start(), bytes) {
+            Ok(true) | Err(StoreError::AlreadyHeld(_)) => done.push(piece),
+            Ok(false) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(done)
+}
+
+/// Writes a part of a piece; true if that completed and committed it.
+fn write_piece(
+    shared: &Shared,
+    task: &Task,
+    piece: PieceIndex,
+    offset: u64,
+    bytes: &[u8],
+) -> Result<bool, StoreError> {
+    task.blob.write_groups(offset, bytes)?;
+    let Some(digest) = task.blob.written_digest(piece) else {
+        return Ok(false);
+    };
+    let claim = shared.identity.sign_claim(&task.digest, piece, &digest);
+    task.blob.commit_piece(piece, claim)?;
+    Ok(true)
 }
