@@ -1,6 +1,12 @@
 //! End-to-end tests: real clients, a real registry, real nodes, and everything that can go wrong.
 
 mod baseline;
+mod clients;
+mod crash;
+mod mirror;
+mod peer_faults;
+mod private;
+mod source_faults;
 mod stage;
 
 use std::process::ExitCode;
@@ -60,18 +66,18 @@ pub(crate) struct Test {
 
 /// Makes a [`Test`] of an `async fn(&Stage) -> Result<Outcome>`.
 macro_rules! test {
-    ($name:literal, $body:path) => {
-        $crate::e2e::Test {
-            name: $name,
-            slow: false,
-            body: |stage| Box::pin($body(stage)),
-        }
-    };
-    ($name:literal, slow, $body:path) => {
+    ($name:expr, slow, $body:expr) => {
         $crate::e2e::Test {
             name: $name,
             slow: true,
-            body: |stage| Box::pin($body(stage)),
+            body: |stage| Box::pin(($body)(stage)),
+        }
+    };
+    ($name:expr, $body:expr) => {
+        $crate::e2e::Test {
+            name: $name,
+            slow: false,
+            body: |stage| Box::pin(($body)(stage)),
         }
     };
 }
@@ -80,6 +86,12 @@ pub(crate) use test;
 fn all() -> Vec<Test> {
     let mut tests = Vec::new();
     tests.extend(baseline::tests());
+    tests.extend(mirror::tests());
+    tests.extend(clients::tests());
+    tests.extend(private::tests());
+    tests.extend(source_faults::tests());
+    tests.extend(peer_faults::tests());
+    tests.extend(crash::tests());
     tests
 }
 

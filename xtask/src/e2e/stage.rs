@@ -2,14 +2,20 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 
 use crate::cargo::Programs;
 use crate::rig::Rig;
-use crate::rig::image::{Image, ImageSpec};
+use crate::rig::containerd::REGISTRY_NAME;
+use crate::rig::control::Control;
+use crate::rig::http::{self, Download};
+use crate::rig::image::{BlobFile, Image, ImageSpec};
+use crate::rig::node::{Node, NodeSpec};
+use crate::rig::proxy::RegistryProxy;
 use crate::rig::registry::{Access, Registry};
 use crate::rig::token_server::{TokenServer, User};
 
@@ -29,7 +35,7 @@ pub(crate) struct Stage {
     /// Seed of this run.
     pub(crate) seed: u64,
     images: RefCell<HashMap<u64, Rc<Image>>>,
-    images_dir: std::path::PathBuf,
+    images_dir: PathBuf,
 }
 
 impl Stage {
@@ -136,4 +142,97 @@ impl Stage {
             login,
         })
     }
+}
+
+/// Port of docker-registry behind the proxy of a [`Cluster`].
+const BEHIND_PORT: u16 = 5001;
+/// Port of the proxy.
+const FRONT_PORT: u16 = 5000;
+
+/// A plain registry behind a proxy that counts and misbehaves, control, and nodes.
+pub(crate) struct Cluster {
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) control: Control,
+    pub(crate) proxy: RegistryProxy,
+    pub(crate) registry: Registry,
+    spec: NodeSpec,
+    program: PathBuf,
+}
+
+impl Stage {
+    /// A cluster of `nodes` nodes; `image` is pushed as [`NAME`], and the counts begin after that.
+    pub(crate) async fn cluster(&self, nodes: u32, image: &Image) -> Result<Cluster> {
+        self.cluster_with(nodes, image, |spec| spec).await
+    }
+
+    /// The same with nodes that are told something else.
+    pub(crate) async fn cluster_with(
+        &self,
+        nodes: u32,
+        image: &Image,
+        tell: impl FnOnce(NodeSpec) -> NodeSpec,
+    ) -> Result<Cluster> {
+        let machine = self.rig.machine("registry")?;
+        let registry = Registry::start_at(&machine, Access::Plain, BEHIND_PORT).await?;
+        registry.push(image, NAME).await?;
+        let proxy = RegistryProxy::start(&machine, FRONT_PORT, registry.address())?;
+        let control = Control::start(&self.rig.machine("control")?, &self.programs.control).await?;
+        let spec = tell(NodeSpec::joining(&proxy.url(), &control));
+        let mut cluster = Cluster {
+            nodes: Vec::new(),
+            control,
+            proxy,
+            registry,
+            spec,
+            program: self.programs.node.clone(),
+        };
+        for _ in 0..nodes {
+            cluster.add_node(&self.rig).await?;
+        }
+        Ok(cluster)
+    }
+}
+
+impl Cluster {
+    /// One more node.
+    pub(crate) async fn add_node(&mut self, rig: &Rig) -> Result<usize> {
+        let number = self.nodes.len();
+        let machine = rig.machine(&format!("node-{number}"))?;
+        self.nodes
+            .push(Node::start(&machine, &self.program, &self.spec).await?);
+        Ok(number)
+    }
+
+    /// Downloads `blob` through node number `node`, as a client without credentials.
+    pub(crate) async fn get(&self, node: usize, blob: &BlobFile) -> Result<Download> {
+        get(&self.nodes[node], REPOSITORY, &blob.digest, &[], PULL_MAX).await
+    }
+
+    /// The same, and it must be the blob.
+    pub(crate) async fn get_right(&self, node: usize, blob: &BlobFile) -> Result<Download> {
+        let download = self.get(node, blob).await?;
+        ensure!(
+            download.is(&blob.digest),
+            "node-{node} did not deliver {} of {} bytes: {}",
+            blob.digest,
+            blob.bytes,
+            download.summary()
+        );
+        Ok(download)
+    }
+}
+
+/// Downloads a blob of `repository` through `node`.
+pub(crate) async fn get(
+    node: &Node,
+    repository: &str,
+    digest: &str,
+    headers: &[(&str, &str)],
+    limit: Duration,
+) -> Result<Download> {
+    let url = format!(
+        "{}/v2/{repository}/blobs/{digest}?ns={REGISTRY_NAME}",
+        node.mirror_url()
+    );
+    http::download(&url, headers, limit).await
 }

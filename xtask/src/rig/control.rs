@@ -47,6 +47,7 @@ impl Control {
             .arg("serve")
             .arg("--config")
             .arg(machine.dir().join("control.toml"));
+        command.env("NO_COLOR", "1");
         let log = machine.dir().join("control.log");
         let mut process = Process::start("pantala-control", command, &log)?;
         let token = token_file(machine);

@@ -54,7 +54,8 @@ impl Image {
     pub(crate) fn build(dir: &Path, spec: &ImageSpec) -> Result<Self> {
         let blobs = dir.join("blobs/sha256");
         fs::create_dir_all(&blobs).with_context(|| format!("creating {}", blobs.display()))?;
-        let files = gather(spec.bytes);
+        // Each layer may end with a file that goes past its share.
+        let files = gather(2 * spec.bytes);
         if files.is_empty() {
             bail!(
                 "no readable files found below /usr/lib, /usr/share, /usr/bin or the Rust toolchain"
@@ -86,6 +87,26 @@ impl Image {
             diff_ids.push(blob.digest.clone());
             layers.push(blob);
         }
+        Self::assemble(dir, layers, &diff_ids, source.round > 0)
+    }
+
+    /// An image of one layer, the file `blob`, whatever is in it.
+    pub(crate) fn wrap(dir: &Path, blob: &Path, layer: BlobFile) -> Result<Self> {
+        let blobs = dir.join("blobs/sha256");
+        fs::create_dir_all(&blobs)?;
+        fs::copy(blob, blobs.join(layer.digest.trim_start_matches("sha256:")))?;
+        let diff_ids = [layer.digest.clone()];
+        Self::assemble(dir, vec![layer], &diff_ids, false)
+    }
+
+    /// Writes configuration, manifest and index for layers that are there.
+    fn assemble(
+        dir: &Path,
+        layers: Vec<BlobFile>,
+        diff_ids: &[String],
+        repeats_files: bool,
+    ) -> Result<Self> {
+        let blobs = dir.join("blobs/sha256");
         let config = write_json(
             &blobs,
             &json!({
@@ -116,7 +137,7 @@ impl Image {
             manifest,
             config,
             layers,
-            repeats_files: source.round > 0,
+            repeats_files,
         })
     }
 

@@ -140,13 +140,20 @@ impl Machine {
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
-    /// The address that only programs on this machine can reach; with one namespace for all, its own.
-    pub(crate) fn local_address(&self) -> Ipv4Addr {
-        if self.namespace.is_some() {
-            Ipv4Addr::LOCALHOST
-        } else {
-            self.address
-        }
+    /// Limits what this machine sends to `mbit_per_s`, so that transfers take a known time. Needs a
+    /// network namespace.
+    pub(crate) fn limit_rate(&self, mbit_per_s: u32) -> Result<()> {
+        let namespace = self
+            .namespace
+            .as_ref()
+            .context("no network namespace to limit")?;
+        let name = namespace.file_name().unwrap_or_default().to_string_lossy();
+        let rate = format!("{mbit_per_s}mbit");
+        let rest = [
+            "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", &rate, "burst", "256kb",
+            "latency", "50ms",
+        ];
+        run("tc", &[&["-n", &name][..], &rest].concat())
     }
 
     /// A command that runs `program` on this machine with an empty environment (but PATH and HOME),

@@ -25,7 +25,7 @@ impl Nginx {
     pub(crate) async fn start(machine: &Machine, root: &Path) -> Result<Self> {
         let dir = machine.dir().join("nginx");
         fs::create_dir_all(&dir)?;
-        let address = SocketAddr::new(machine.local_address().into(), PORT);
+        let address = SocketAddr::new(machine.address().into(), PORT);
         let config = dir.join("nginx.conf");
         // One process, so that its processor time is in one place. sendfile_max_chunk off: the whole
         // file in as few calls as the socket takes.

@@ -59,7 +59,7 @@ impl NodeSpec {
                 "mirror",
                 format!(
                     "listen = \"{}:{MIRROR_PORT}\"\ndefault_registry = \"{REGISTRY_NAME}\"\n",
-                    machine.local_address()
+                    machine.address()
                 ),
             ),
             (
@@ -75,7 +75,7 @@ impl NodeSpec {
             ),
             (
                 "control",
-                format!("listen = \"{}:65004\"\n", machine.local_address()),
+                format!("listen = \"{}:65004\"\n", machine.address()),
             ),
             ("store", String::new()),
             ("source", String::new()),
@@ -225,9 +225,9 @@ impl Node {
         &self.data_dir
     }
 
-    /// The mirror, as programs on the same machine reach it.
+    /// The mirror. It listens on the machine's address, not on 127.0.0.1, so that tests reach it too.
     pub(crate) fn mirror_url(&self) -> String {
-        format!("http://{}:{MIRROR_PORT}", self.machine.local_address())
+        format!("http://{}:{MIRROR_PORT}", self.machine.address())
     }
 
     pub(crate) fn admin_url(&self, path: &str) -> String {

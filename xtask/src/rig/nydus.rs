@@ -4,10 +4,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 
-use super::image::digest_of;
+use super::files::gather;
+use super::image::{BlobFile, Image, digest_of};
 use super::machine::{Machine, run, search_path};
 use super::process::{Process, run_to_end};
 use super::registry::Registry;
@@ -100,39 +103,15 @@ impl NydusImage {
         })
     }
 
-    /// Uploads the blob to `repository`, as nydusify does. `login` as the registry wants it.
-    pub(crate) async fn push(&self, registry: &Registry, repository: &str) -> Result<()> {
-        let client = super::http::client()?;
-        let base = registry.url();
-        let begun = client
-            .post(format!("{base}/v2/{repository}/blobs/uploads/"))
-            .send()
-            .await?;
-        let location = begun
-            .headers()
-            .get("location")
-            .context("the registry names no place for the upload")?
-            .to_str()?
-            .to_owned();
-        let location = if location.starts_with("http") {
-            location
-        } else {
-            format!("{base}{location}")
+    /// Puts the blob into `repository`, wrapped into an image, with skopeo.
+    pub(crate) async fn push(&self, guarded: &Registry, repository: &str) -> Result<()> {
+        let layer = BlobFile {
+            digest: self.digest.clone(),
+            bytes: fs::metadata(&self.blob)?.len(),
         };
-        let separator = if location.contains('?') { '&' } else { '?' };
-        let done = client
-            .put(format!("{location}{separator}digest={}", self.digest))
-            .header("content-type", "application/octet-stream")
-            .body(fs::read(&self.blob)?)
-            .send()
-            .await?;
-        if done.status().as_u16() != 201 {
-            bail!(
-                "the registry answered {} to the upload of a nydus blob",
-                done.status()
-            );
-        }
-        Ok(())
+        let dir = self.blob.with_file_name("layout");
+        let image = Image::wrap(&dir, &self.blob, layer)?;
+        guarded.push(&image, &format!("{repository}:v1")).await
     }
 
     /// Mounts the image on `machine` through `mirror` (a URL) and compares every file with the
@@ -144,6 +123,7 @@ impl NydusImage {
         repository: &str,
         mirror: &str,
         mode: Mode,
+        login: Option<&str>,
     ) -> Result<()> {
         let dir = machine.dir().join(format!("nydus-{mode:?}").to_lowercase());
         let mount_point = dir.join("mnt");
@@ -155,9 +135,12 @@ impl NydusImage {
         let mut backend = json!({
             "scheme": scheme, "host": host, "repo": repository, "skip_verify": true,
             "timeout": 5, "connect_timeout": 5, "retry_limit": 0,
-            // Without a token, 2.2 goes past its mirrors.
-            "registry_token": "dummy",
         });
+        match login {
+            Some(login) => backend["auth"] = BASE64_STANDARD.encode(login).into(),
+            // Without credentials, 2.2 goes past its mirrors.
+            None => backend["registry_token"] = "dummy".into(),
+        }
         match mode {
             Mode::Mirror => {
                 backend["mirrors"] = json!([{
@@ -208,6 +191,19 @@ impl NydusImage {
             .with_context(|| process.log_tail())?;
         Ok(())
     }
+}
+
+/// Copies `bytes` of real files below `dir`, as the content of an image.
+pub(crate) fn gather_source(dir: &Path, bytes: u64) -> Result<()> {
+    for file in gather(bytes) {
+        let target = dir.join(file.path.strip_prefix("/").unwrap_or(&file.path));
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent)?;
+        }
+        fs::copy(&file.path, &target)
+            .with_context(|| format!("copying {}", file.path.display()))?;
+    }
+    Ok(())
 }
 
 /// Unmounts before nydusd is killed, so that the mount point can be removed.

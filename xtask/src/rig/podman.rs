@@ -20,6 +20,7 @@ pub(crate) struct Podman {
 }
 
 impl Podman {
+    /// Needs the rig's private `/run`, so root.
     pub(crate) fn new(machine: &Machine) -> Self {
         Self {
             machine: machine.clone(),
@@ -30,7 +31,10 @@ impl Podman {
     fn command(&self) -> Command {
         let mut command = self.machine.command("podman");
         command.arg("--root").arg(self.root.join("root"));
-        command.arg("--runroot").arg(self.root.join("run"));
+        // podman takes no path of more than 50 characters here.
+        command
+            .arg("--runroot")
+            .arg(format!("/run/{}/podman", self.machine.address()));
         command.arg("--tmpdir").arg(self.root.join("tmp"));
         // vfs works on every file system; cgroupfs needs no systemd.
         command.args(["--storage-driver", "vfs", "--cgroup-manager", "cgroupfs"]);
