@@ -45,6 +45,10 @@ pub struct EndpointConfig {
 ///   a connection, one merged batch of 155 KiB: 2.4 MiB and 22 MiB at 256 connections (0.3 MiB at 3);
 /// - handshakes: `handshakes_max` connections and 1 MiB of early packets.
 ///
+/// The first figure holds where streams are read as they arrive. What stays unread pins the receive
+/// buffer of up to 64 KiB in which it came, together with other streams' bytes: a reader that has lost
+/// interest stops its stream.
+///
 /// A node that serves three peers and receives from three more stays near 32 + 32 + 4 MiB, because a
 /// window fills only where one side is slower than the other.
 #[derive(Debug, Clone)]
