@@ -410,7 +410,10 @@ impl Download {
             self.cancel(id);
         }
         if tell_shell && self.parents.get(parent).is_some_and(|p| p.is_linked()) {
-            self.actions.push_back(Action::Unsubscribe { parent });
+            self.actions.push_back(Action::Unsubscribe {
+                parent,
+                failed: strike,
+            });
         }
         self.parents.unlink(&self.config, parent, strike, self.now);
         self.pieces_opened();

@@ -7,6 +7,9 @@ use crate::download::Download;
 use crate::parents::Link;
 use crate::{Action, Author, Blame, FailReason, Recheck, RequestId, State};
 
+/// A request for no more pieces than this is let finish though nobody wants them any more.
+const FINISHED_PIECES_MAX: u32 = 2;
+
 impl Download {
     /// One round of decisions: everything that can be set going now is.
     pub(crate) fn decide(&mut self) {
@@ -38,7 +41,9 @@ impl Download {
         }
     }
 
-    /// Stops what nobody waits for any more.
+    /// Stops what nobody waits for any more, unless it will be over in a moment: the bytes of a
+    /// piece that is cut off have left the source for nothing, and a client that reads small ranges
+    /// is back for the next one at once.
     fn cancel_unwanted(&mut self) {
         let wanted = |run: PieceRun| {
             run.range()
@@ -47,7 +52,7 @@ impl Download {
         let unwanted: Vec<RequestId> = self
             .requests
             .iter()
-            .filter(|(_, request)| !wanted(request.run))
+            .filter(|(_, request)| request.run.count > FINISHED_PIECES_MAX && !wanted(request.run))
             .map(|(id, _)| id)
             .collect();
         for id in unwanted {

@@ -219,6 +219,9 @@ pub enum Action {
     Unsubscribe {
         /// The parent.
         parent: NodeId,
+        /// It stalled, could not be reached or lied: control should know. False where it merely makes
+        /// room or is not needed.
+        failed: bool,
     },
     /// Ask a parent for a piece, from `first_group` to its end.
     Fetch {

@@ -278,7 +278,10 @@ fn a_stalled_parent_loses_its_piece_which_goes_on_elsewhere() {
     rig.have(2, &[]);
     let actions = rig.pass(ms(1));
     assert!(actions.contains(&Action::Cancel { request }));
-    assert!(actions.contains(&Action::Unsubscribe { parent }));
+    assert!(actions.contains(&Action::Unsubscribe {
+        parent,
+        failed: true
+    }));
     let again = fetches(&rig.have(2, &[run(0, 1)]));
     assert_eq!((again[0].1, again[0].3), (node(2), 5));
 }
@@ -332,7 +335,10 @@ fn a_liar_is_blamed_and_never_asked_again() {
     rig.fill();
     let fetched = fetches(&rig.have(1, &[run(0, 3)]));
     let actions = rig.fail(fetched[0].0, Failure::Lied);
-    assert!(actions.contains(&Action::Unsubscribe { parent: node(1) }));
+    assert!(actions.contains(&Action::Unsubscribe {
+        parent: node(1),
+        failed: true
+    }));
     assert!(actions.contains(&Action::Blame {
         node: node(1),
         why: Blame::WrongBytes
@@ -399,10 +405,23 @@ fn nobody_waits_so_nothing_is_fetched_any_more() {
     });
     let actions = rig.feed(Input::Unwant { reader: READER });
     let request = fetched[0].0;
-    assert!(actions.contains(&Action::Cancel { request }));
+    // A single piece under way is let finish; a run is not.
+    assert!(!actions.contains(&Action::Cancel { request }));
+    assert!(actions.iter().any(|a| matches!(a, Action::Cancel { .. })));
+    rig.feed(Input::PieceDone {
+        request: Some(request),
+        piece: PieceIndex(0),
+        author: Author::Other(node(1)),
+    });
     assert!(actions.contains(&Action::ReturnLease { pieces: run(1, 3) }));
     let later = rig.pass(rig.config.unsubscribe_after);
-    assert_eq!(later, [Action::Unsubscribe { parent: node(1) }]);
+    assert_eq!(
+        later,
+        [Action::Unsubscribe {
+            parent: node(1),
+            failed: false
+        }]
+    );
     assert_eq!(rig.core.next_timeout(), None);
 }
 

@@ -276,7 +276,10 @@ impl Actor {
                 let handle = self.shells.spawn(shell);
                 self.subscriptions.insert(parent, handle);
             }
-            Action::Unsubscribe { parent } => {
+            Action::Unsubscribe { parent, failed } => {
+                if failed {
+                    self.shared.parent_failed(digest, parent);
+                }
                 if let Some(handle) = self.subscriptions.remove(&parent) {
                     handle.abort();
                 }

@@ -34,6 +34,8 @@ enum FetchError {
     Unexpected,
     #[error(transparent)]
     Claim(#[from] ClaimError),
+    #[error("the piece is vouched for by {0}, which is shut out")]
+    Author(NodeId),
     #[error(transparent)]
     Tree(#[from] TreeError),
     #[error(transparent)]
@@ -52,6 +54,10 @@ impl FetchError {
             Self::Refused(refusal::Reason::NotHeld, _) => (Failure::NotHeld, "not_held"),
             Self::Refused(_, detail) => {
                 let detail = detail.chars().take(DETAIL_CHARS_MAX).collect();
+                (Failure::Refused { detail }, "refused")
+            }
+            Self::Author(_) => {
+                let detail = self.to_string();
                 (Failure::Refused { detail }, "refused")
             }
             Self::Unexpected => (Failure::Lied, "malformed"),
@@ -178,6 +184,9 @@ async fn fetch(
     }
     let claim = Claim::try_from(head.claim.as_ref().ok_or(ClaimError::Malformed)?)?;
     claim.verify(&task.digest, ask.piece)?;
+    if shared.peers.is_shut_out(&claim.author) {
+        return Err(FetchError::Author(claim.author));
+    }
     let groups = check_group_digests(&layout, ask.piece, &head.group_digests, &claim.piece_digest)?;
     receive(shared, task, ask, &mut recv, &groups, claim).await?;
     task.relayers.lock().insert(ask.piece, ask.parent);

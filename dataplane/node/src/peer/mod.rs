@@ -2,7 +2,7 @@
 
 mod serve;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -38,6 +38,8 @@ struct Inner {
     addresses: Mutex<HashMap<NodeId, SocketAddr>>,
     slots: Mutex<HashMap<NodeId, Slot>>,
     connections: Mutex<Vec<Connection>>,
+    /// Bounded by control, which names all of them each time.
+    shut_out: Mutex<HashSet<NodeId>>,
 }
 
 /// What `status` says of a connection.
@@ -66,6 +68,7 @@ impl Peers {
                 addresses: Mutex::default(),
                 slots: Mutex::default(),
                 connections: Mutex::default(),
+                shut_out: Mutex::default(),
             }),
         };
         let accepting = peers.clone();
@@ -150,6 +153,12 @@ impl Peers {
     /// Talks to these nodes no more.
     pub fn shut_out(&self, nodes: &[NodeId]) {
         self.inner.endpoint.shut_out(nodes);
+        *self.inner.shut_out.lock() = nodes.iter().copied().collect();
+    }
+
+    /// Whether control has shut `node` out: no claim of it is believed.
+    pub fn is_shut_out(&self, node: &NodeId) -> bool {
+        self.inner.shut_out.lock().contains(node)
     }
 
     /// The open connections.

@@ -66,7 +66,7 @@ impl Node {
                 assert!(!self.subscriptions.contains_key(&parent), "twice");
                 assert!(self.subscriptions.len() < self.config.parents_max as usize);
             }
-            Action::Unsubscribe { parent } => {
+            Action::Unsubscribe { parent, .. } => {
                 let parent = node_index(*parent);
                 assert!(
                     self.live.values().all(|l| l.parent != Some(parent)),

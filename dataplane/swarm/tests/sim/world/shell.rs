@@ -97,7 +97,7 @@ impl World {
                     },
                 );
             }
-            Action::Unsubscribe { parent } => {
+            Action::Unsubscribe { parent, .. } => {
                 let parent = node_index(parent);
                 self.nodes[node].subscriptions.remove(&parent);
                 self.nodes[node].offered.remove(&parent);
