@@ -13,11 +13,13 @@ use tokio::sync::Semaphore;
 use crate::engine::Board;
 use crate::metrics::{Metrics, OutcomeLabel};
 
-/// Pieces sent at the same time, over all peers; each holds one read buffer.
-const SENDS_MAX: usize = 64;
-/// Requests of all peers that may wait for one of those turns before peers are told to go elsewhere.
-const SENDS_WAITING_MAX: usize = 512;
-/// Bytes read from the store at once for a peer; times [`SENDS_MAX`] it bounds the memory used.
+/// Pieces sent at the same time, over all peers, for page faults, for waiting clients, and for the
+/// rest: apart, so that bulk never keeps an urgent request waiting. Each holds one read buffer.
+const SENDS_MAX: [usize; 3] = [16, 32, 32];
+/// Requests of all peers at once, sent or waiting for a turn, before peers are told to go elsewhere.
+const REQUESTS_MAX: usize = 512;
+/// Bytes read from the store at once for a peer; times the sum of [`SENDS_MAX`] it bounds the memory
+/// used (20 MiB).
 const READ_SIZE: u64 = 4 * GROUP_SIZE;
 /// How long a peer that opened a stream may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,7 +47,7 @@ pub struct Server {
     store: Store,
     board: Board,
     metrics: Arc<Metrics>,
-    turns: Semaphore,
+    turns: [Semaphore; 3],
     places: Semaphore,
 }
 
@@ -56,8 +58,8 @@ impl Server {
             store,
             board,
             metrics,
-            turns: Semaphore::new(SENDS_MAX),
-            places: Semaphore::new(SENDS_MAX + SENDS_WAITING_MAX),
+            turns: SENDS_MAX.map(Semaphore::new),
+            places: Semaphore::new(REQUESTS_MAX),
         })
     }
 
@@ -145,8 +147,14 @@ impl Server {
             self.count("busy");
             return refuse(&mut send, Reason::Busy, "too many requests at once").await;
         };
-        send.set_priority(Priority::from_wire(fetch.priority));
-        let Ok(_turn) = self.turns.acquire().await else {
+        let priority = Priority::from_wire(fetch.priority);
+        send.set_priority(priority);
+        let turns = match priority {
+            Priority::Fault => &self.turns[0],
+            Priority::Client => &self.turns[1],
+            Priority::Bulk | Priority::Prefetch => &self.turns[2],
+        };
+        let Ok(_turn) = turns.acquire().await else {
             return Ok(());
         };
         let piece = PieceIndex(fetch.piece);
