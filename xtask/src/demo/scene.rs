@@ -28,6 +28,10 @@ const LAYERS: usize = 6;
 const REGISTRY_BEHIND_PORT: u16 = 5001;
 /// Port that the world sees.
 const REGISTRY_PORT: u16 = 5000;
+/// Blob bytes from the registry per byte of the image; above this the demo says which were repeated.
+const RATIO_EXPECTED_MAX: f64 = 1.02;
+/// Lines of that.
+const REPEATED_SHOWN_MAX: usize = 30;
 /// How often the bars move.
 const BAR_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a line is printed where there is no terminal.
@@ -117,6 +121,12 @@ pub(crate) async fn play(rig: &Rig, programs: &Programs, options: &Options) -> R
     let nodes = watch(watched, image_bytes, try_join_all(pulls)).await?;
     let registry_blob_bytes = counter.bytes(Target::Blob);
     let registry_manifest_bytes = counter.bytes(Target::Manifest);
+    if registry_blob_bytes as f64 > RATIO_EXPECTED_MAX * image_bytes as f64 {
+        println!("the registry sent more than it should have; asked for more than once:");
+        for line in counter.repeated(REPEATED_SHOWN_MAX) {
+            println!("  {line}");
+        }
+    }
 
     let first = &mut stations[0];
     println!(

@@ -16,6 +16,7 @@ use crate::rig::node::{Node, NodeSpec};
 use crate::rig::nydus::{self, Mode, NydusImage};
 use crate::rig::podman::Podman;
 use crate::rig::skopeo;
+use crate::rig::token_server::TokenServer;
 
 /// Size of the image of the matrix: several pieces in each layer, and quickly pulled.
 const IMAGE_MB: u64 = 24;
@@ -70,6 +71,8 @@ impl Field {
             Control::start(&stage.rig.machine("control")?, &stage.programs.control).await?;
         let spec = NodeSpec {
             ca_file: guarded.registry.ca_file.clone(),
+            // nydusd sends everything through its proxy, its requests for tokens too.
+            also_allowed: guarded.tokens.iter().map(TokenServer::url).collect(),
             ..NodeSpec::joining(&guarded.registry.url(), &control)
         };
         let start =

@@ -8,6 +8,7 @@ mod peer_faults;
 mod private;
 mod source_faults;
 mod stage;
+mod swarm;
 
 use std::process::ExitCode;
 use std::time::Instant;
@@ -86,6 +87,7 @@ pub(crate) use test;
 fn all() -> Vec<Test> {
     let mut tests = Vec::new();
     tests.extend(baseline::tests());
+    tests.extend(swarm::tests());
     tests.extend(mirror::tests());
     tests.extend(clients::tests());
     tests.extend(private::tests());

@@ -273,13 +273,15 @@ async fn password(stage: &Stage) -> Result<Outcome> {
         node.mirror_url(),
         image.manifest.digest
     );
-    let download = http::download(&manifest, &[("authorization", &right)], PULL_MAX).await?;
+    let accept = ("accept", "application/vnd.oci.image.manifest.v1+json");
+    let download =
+        http::download(&manifest, &[("authorization", &right), accept], PULL_MAX).await?;
     ensure!(
         download.status == 200,
         "the manifest: {}",
         download.summary()
     );
-    let download = http::download(&manifest, &[], PULL_MAX).await?;
+    let download = http::download(&manifest, &[accept], PULL_MAX).await?;
     ensure!(
         download.status == 401,
         "a cached manifest without password: {}",

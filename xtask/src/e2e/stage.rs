@@ -112,7 +112,7 @@ pub(crate) fn users() -> HashMap<&'static str, User> {
 /// The user with few rights.
 pub(crate) const BOB: &str = "bob";
 /// That user's password.
-pub(crate) const BOB_PASSWORD: &str = "builder";
+pub(crate) const BOB_PASSWORD: &str = "builder-9Zt1";
 
 impl Stage {
     /// Starts a registry.

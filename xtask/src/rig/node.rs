@@ -27,6 +27,8 @@ pub(crate) struct NodeSpec {
     pub(crate) registry: String,
     /// The authority of the registry's certificate.
     pub(crate) ca_file: Option<PathBuf>,
+    /// URLs besides the registry's that clients may reach through the node: token servers.
+    pub(crate) also_allowed: Vec<String>,
     /// Control's address and token file; none for the embedded control.
     pub(crate) join: Option<(SocketAddr, PathBuf)>,
     /// `[store] limit`.
@@ -87,6 +89,10 @@ impl NodeSpec {
         );
         if let Some(ca_file) = &self.ca_file {
             registry.push_str(&format!("ca_file = {ca_file:?}\n"));
+        }
+        for url in &self.also_allowed {
+            let host = url.split_once("://").map_or(url.as_str(), |(_, host)| host);
+            registry.push_str(&format!("[registries.{host:?}]\nurl = {url:?}\n"));
         }
         let mut add = |table: &str, line: String| {
             if let Some((_, text)) = tables.iter_mut().find(|(name, _)| *name == table) {
@@ -240,6 +246,11 @@ impl Node {
             .await
             .with_context(|| format!("asking {} for its status", self.machine.name()))?;
         NodeStatus::parse(&text)
+    }
+
+    /// The running program, to look at.
+    pub(crate) fn process_ref(&self) -> &Process {
+        &self.process
     }
 
     /// The running program.

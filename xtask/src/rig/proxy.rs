@@ -4,11 +4,12 @@
 //! another. Bytes are counted when they are handed to the connection, so a caller that goes away
 //! makes the count too high by what was buffered, never too low.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context as TaskContext, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -76,6 +77,10 @@ impl Rule {
 pub(crate) struct Exchange {
     pub(crate) target: Target,
     pub(crate) path: String,
+    /// When it came, since the proxy's start.
+    pub(crate) at: Duration,
+    /// The `Range` header.
+    pub(crate) range: Option<String>,
     pub(crate) from: IpAddr,
     /// Whether it carried credentials.
     pub(crate) authorized: bool,
@@ -93,6 +98,7 @@ struct Book {
 
 struct Shared {
     upstream: SocketAddr,
+    started: Instant,
     client: reqwest::Client,
     book: Mutex<Book>,
 }
@@ -116,6 +122,7 @@ impl RegistryProxy {
     pub(crate) fn start(machine: &Machine, port: u16, upstream: SocketAddr) -> Result<Self> {
         let shared = Arc::new(Shared {
             upstream,
+            started: Instant::now(),
             client: reqwest::Client::builder()
                 .no_proxy()
                 .redirect(reqwest::redirect::Policy::none())
@@ -172,6 +179,36 @@ impl RegistryProxy {
             .iter()
             .filter(|exchange| exchange.target == target);
         of_kind.map(|exchange| exchange.body_bytes).sum()
+    }
+
+    /// Places of blobs that were asked for more than once, with who asked; `most` of them.
+    pub(crate) fn repeated(&self, most: usize) -> Vec<String> {
+        let mut places: BTreeMap<(String, u64), Vec<String>> = BTreeMap::new();
+        for exchange in self.exchanges() {
+            if exchange.target != Target::Blob || exchange.body_bytes == 0 {
+                continue;
+            }
+            let range = exchange
+                .range
+                .as_deref()
+                .and_then(|range| range.strip_prefix("bytes="));
+            let start = range.and_then(|range| range.split('-').next()?.parse::<u64>().ok());
+            let digest = exchange.path.rsplit(':').next().unwrap_or_default();
+            places
+                .entry((digest.chars().take(8).collect(), start.unwrap_or_default()))
+                .or_default()
+                .push(format!(
+                    "{} {} ({} bytes at {:.2?})",
+                    exchange.from,
+                    exchange.range.as_deref().unwrap_or("whole"),
+                    exchange.body_bytes,
+                    exchange.at
+                ));
+        }
+        let repeated = places.iter().filter(|(_, who)| who.len() > 1).take(most);
+        repeated
+            .map(|((digest, start), who)| format!("{digest} from {start}: {}", who.join(", ")))
+            .collect()
     }
 
     /// Forgets what was counted.
@@ -238,6 +275,12 @@ async fn answer(
         book.exchanges.push(Exchange {
             target,
             path: path.clone(),
+            at: shared.started.elapsed(),
+            range: request
+                .headers()
+                .get("range")
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned),
             from,
             authorized: request.headers().contains_key("authorization"),
             body_bytes: 0,

@@ -20,9 +20,9 @@ const PUSH_MAX: Duration = Duration::from_secs(900);
 /// The user that basic authentication knows.
 pub(crate) const USER: &str = "alice";
 /// That user's password.
-pub(crate) const PASSWORD: &str = "wonderland";
-/// `htpasswd -Bbn alice wonderland`: only bcrypt is understood, and nothing here need compute it.
-const HTPASSWD: &str = "alice:$2y$05$PtHR3idGkn.W6HhhsC9FWepADNqSqEidabIq5GgmlKuHFYdhGR3/i\n";
+pub(crate) const PASSWORD: &str = "wonderland-7Qx4";
+/// `htpasswd -Bbn alice wonderland-7Qx4`: only bcrypt is understood, and nothing here need compute it.
+const HTPASSWD: &str = "alice:$2y$05$/44c7E5l35PghbESxweSAeNtxhGl6QVfXi9CoQrzSz4tEgagu1YR2\n";
 
 /// How a registry is guarded.
 #[derive(Debug, Clone)]

@@ -111,7 +111,12 @@ impl TokenServer {
 
     /// The `realm` of docker-registry's configuration.
     pub(crate) fn realm(&self) -> String {
-        format!("http://{}/token", self.address)
+        format!("{}/token", self.url())
+    }
+
+    /// `http://IP:PORT`.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
     }
 
     /// Tokens given out so far.
