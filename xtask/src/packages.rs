@@ -37,6 +37,8 @@ pub(crate) const ROOT: &[Needed] = &[
 ];
 /// What the end-to-end tests need besides.
 pub(crate) const TESTS: &[Needed] = &[needed("podman", "podman"), needed("diff", "diffutils")];
+/// What the fuzz targets need: libFuzzer comes with its crate, as C++.
+pub(crate) const FUZZ: &[Needed] = &[needed("c++", "g++")];
 /// What the benchmarks need besides.
 pub(crate) const PERF: &[Needed] = &[needed("nginx", "nginx-light"), needed("curl", "curl")];
 

@@ -10,13 +10,13 @@ use anyhow::{Result, ensure};
 
 use crate::cargo::Programs;
 use crate::rig::Rig;
-use crate::rig::containerd::REGISTRY_NAME;
 use crate::rig::control::Control;
-use crate::rig::http::{self, Download};
+use crate::rig::http::Download;
 use crate::rig::image::{BlobFile, Image, ImageSpec};
 use crate::rig::node::{Node, NodeSpec};
 use crate::rig::proxy::RegistryProxy;
 use crate::rig::registry::{Access, Registry};
+pub(crate) use crate::rig::serving::get;
 use crate::rig::token_server::{TokenServer, User};
 
 /// The name under which most tests push and pull.
@@ -154,7 +154,7 @@ pub(crate) struct Cluster {
     pub(crate) nodes: Vec<Node>,
     pub(crate) control: Control,
     pub(crate) proxy: RegistryProxy,
-    pub(crate) registry: Registry,
+    _registry: Registry,
     spec: NodeSpec,
     program: PathBuf,
 }
@@ -182,7 +182,7 @@ impl Stage {
             nodes: Vec::new(),
             control,
             proxy,
-            registry,
+            _registry: registry,
             spec,
             program: self.programs.node.clone(),
         };
@@ -220,19 +220,4 @@ impl Cluster {
         );
         Ok(download)
     }
-}
-
-/// Downloads a blob of `repository` through `node`.
-pub(crate) async fn get(
-    node: &Node,
-    repository: &str,
-    digest: &str,
-    headers: &[(&str, &str)],
-    limit: Duration,
-) -> Result<Download> {
-    let url = format!(
-        "{}/v2/{repository}/blobs/{digest}?ns={REGISTRY_NAME}",
-        node.mirror_url()
-    );
-    http::download(&url, headers, limit).await
 }

@@ -1,14 +1,13 @@
 //! What a swarm is for: the registry sends each byte once, and late nodes take nothing from it.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use futures_util::future::try_join_all;
 
 use super::stage::{Cluster, REPOSITORY};
 use super::{Outcome, Stage, Test, test};
-use crate::rig::image::{BlobFile, Image};
+use crate::rig::image::Image;
 use crate::rig::proxy::Target;
+use crate::rig::serving::{fetch_all, peak_while};
 
 const IMAGE_MB: u64 = 120;
 const NODES: u32 = 3;
@@ -16,8 +15,6 @@ const NODES: u32 = 3;
 const RATIO_MAX: f64 = 1.02;
 /// A node that serves a blob to peers and a client must stay below this, mapped files aside.
 const MEMORY_MAX: u64 = 256 << 20;
-/// Pause between two looks at a node's memory.
-const MEMORY_INTERVAL: Duration = Duration::from_millis(20);
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
@@ -89,48 +86,15 @@ async fn memory(stage: &Stage) -> Result<Outcome> {
     let image = stage.image(300)?;
     let blob = image.largest();
     let cluster = stage.cluster(4, &image).await?;
-    let peak = peak_memory(&cluster, blob).await?;
+    let (server, peers) = cluster.nodes.split_at(1);
+    // First the server alone, then everyone from it.
+    let fetching = peak_while(&server[0], fetch_all(REPOSITORY, blob, &server[0], &[])).await?;
+    let serving = peak_while(&server[0], fetch_all(REPOSITORY, blob, &server[0], peers)).await?;
+    let peak = fetching.max(serving);
     println!(
         "          most memory held while serving: {} MiB",
         peak >> 20
     );
     ensure!(peak < MEMORY_MAX, "the node held {} MiB", peak >> 20);
     Ok(Outcome::Passed)
-}
-
-/// The most memory that node 0 held while it fetched `blob` and served it to all others and a client.
-async fn peak_memory(cluster: &Cluster, blob: &BlobFile) -> Result<u64> {
-    let (servers, children) = cluster.nodes.split_at(1);
-    let server = &servers[0];
-    let limit = super::stage::PULL_MAX;
-    let work = async {
-        // First the server alone, then everyone from it.
-        for nodes in [0..0, 0..children.len()] {
-            let own = super::stage::get(server, REPOSITORY, &blob.digest, &[], limit);
-            let others = try_join_all(
-                children[nodes]
-                    .iter()
-                    .map(|child| super::stage::get(child, REPOSITORY, &blob.digest, &[], limit)),
-            );
-            let (own, others) = tokio::try_join!(own, others)?;
-            for download in others.iter().chain([&own]) {
-                ensure!(download.is(&blob.digest), "{}", download.summary());
-            }
-        }
-        anyhow::Ok(())
-    };
-    let mut peak = 0;
-    let process = server.process_ref();
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            done = &mut work => {
-                done?;
-                return Ok(peak);
-            }
-            () = tokio::time::sleep(MEMORY_INTERVAL) => {
-                peak = peak.max(process.memory()?.own_bytes());
-            }
-        }
-    }
 }

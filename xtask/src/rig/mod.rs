@@ -19,6 +19,7 @@ pub(crate) mod podman;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod registry;
+pub(crate) mod serving;
 pub(crate) mod skopeo;
 pub(crate) mod status;
 pub(crate) mod tls;

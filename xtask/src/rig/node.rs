@@ -56,7 +56,7 @@ impl NodeSpec {
     }
 
     fn to_toml(&self, machine: &Machine, data_dir: &Path) -> String {
-        let mut tables = vec![
+        let mut tables = [
             (
                 "mirror",
                 format!(

@@ -171,11 +171,6 @@ impl Process {
             file_bytes: field("RssFile:")?,
         })
     }
-
-    /// Seconds of processor time used so far, in user and kernel mode.
-    pub(crate) fn cpu_seconds(&self) -> Result<f64> {
-        cpu_seconds(self.pid())
-    }
 }
 
 impl Drop for Process {
@@ -184,16 +179,25 @@ impl Drop for Process {
     }
 }
 
-/// Seconds of processor time of the process `pid`, with its ended threads.
+/// Seconds of processor time of the process `pid`, in user and kernel mode, with its ended threads.
 pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let fields: Vec<&str> = stat
+    stat_seconds(&format!("/proc/{pid}/stat"), 11)
+}
+
+/// Seconds of processor time of all programs that this process has started and seen end.
+pub(crate) fn children_cpu_seconds() -> Result<f64> {
+    stat_seconds("/proc/self/stat", 13)
+}
+
+/// The sum of the field `first` after the name, and the next.
+fn stat_seconds(file: &str, first: usize) -> Result<f64> {
+    let stat = fs::read_to_string(file)?;
+    let after_name = stat
         .rsplit_once(") ")
-        .context("/proc/PID/stat has no name")?
-        .1
-        .split(' ')
-        .collect();
-    let ticks: u64 = fields[11].parse::<u64>()? + fields[12].parse::<u64>()?;
+        .context("a stat file has a name in it")?
+        .1;
+    let fields: Vec<&str> = after_name.split(' ').collect();
+    let ticks = fields[first].parse::<u64>()? + fields[first + 1].parse::<u64>()?;
     Ok(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 

@@ -82,8 +82,6 @@ pub(crate) struct Exchange {
     /// The `Range` header.
     pub(crate) range: Option<String>,
     pub(crate) from: IpAddr,
-    /// Whether it carried credentials.
-    pub(crate) authorized: bool,
     pub(crate) body_bytes: u64,
 }
 
@@ -282,7 +280,6 @@ async fn answer(
                 .and_then(|value| value.to_str().ok())
                 .map(str::to_owned),
             from,
-            authorized: request.headers().contains_key("authorization"),
             body_bytes: 0,
         });
         let rule = book

@@ -139,11 +139,6 @@ impl Registry {
         format!("{scheme}://{}", self.address())
     }
 
-    /// How it is guarded.
-    pub(crate) fn access(&self) -> &Access {
-        &self.access
-    }
-
     /// Pushes `image` as `repository:tag` with skopeo, past anything that stands in front.
     pub(crate) async fn push(&self, image: &Image, name: &str) -> Result<()> {
         let mut command = self.machine.command("skopeo");
@@ -159,10 +154,5 @@ impl Registry {
             .ok(&format!("pushing {name}"))
             .with_context(|| self.process.log_tail())?;
         Ok(())
-    }
-
-    /// The running program.
-    pub(crate) fn process(&mut self) -> &mut Process {
-        &mut self.process
     }
 }

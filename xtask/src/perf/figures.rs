@@ -1,0 +1,116 @@
+//! Figures by name, and where they are kept.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+
+use crate::cargo::workspace_root;
+
+/// What a benchmark found. Names end in the unit, or in `ratio`.
+#[derive(Debug, Default)]
+pub(super) struct Figures {
+    metrics: BTreeMap<String, f64>,
+    notes: Vec<String>,
+}
+
+impl Figures {
+    pub(super) fn set(&mut self, name: &str, value: f64) {
+        self.metrics.insert(name.to_owned(), value);
+    }
+
+    /// The median of `samples`; and the lowest and highest of them.
+    pub(super) fn set_median(&mut self, name: &str, samples: &[f64]) -> f64 {
+        let mut sorted = samples.to_vec();
+        sorted.sort_by(f64::total_cmp);
+        let median = median_of_sorted(&sorted);
+        self.set(name, median);
+        if let (Some(low), Some(high)) = (sorted.first(), sorted.last()) {
+            self.notes.push(format!(
+                "{name}: {low:.3} to {high:.3} in {} rounds",
+                sorted.len()
+            ));
+        }
+        median
+    }
+
+    /// Says how it was measured.
+    pub(super) fn note(&mut self, note: impl Into<String>) {
+        self.notes.push(note.into());
+    }
+
+    pub(super) fn print(&self) {
+        println!();
+        for (name, value) in &self.metrics {
+            println!("{name:<44}{value:>14.3}");
+        }
+        println!();
+        for note in &self.notes {
+            println!("  {note}");
+        }
+    }
+
+    pub(super) fn to_json(&self) -> String {
+        format!("{:#}\n", json!({"metrics": self.metrics}))
+    }
+
+    /// Keeps the figures with date, commit, kernel and processor.
+    pub(super) fn record(&self, name: &str) -> Result<PathBuf> {
+        let said = |program: &str, arguments: &[&str]| -> String {
+            Command::new(program)
+                .args(arguments)
+                .current_dir(workspace_root())
+                .output()
+                .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+                .unwrap_or_default()
+        };
+        let date = said("date", &["-u", "+%Y-%m-%d"]);
+        let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let model = cpu
+            .lines()
+            .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+            .map_or("unknown", |(_, model)| model);
+        let cores = cpu
+            .lines()
+            .filter(|line| line.starts_with("processor"))
+            .count();
+        let record = json!({
+            "benchmark": name,
+            "date": date,
+            "commit": said("git", &["rev-parse", "--short", "HEAD"]),
+            "kernel": said("uname", &["-sr"]),
+            "processor": format!("{cores} x {model}"),
+            "notes": self.notes,
+            "metrics": self.metrics,
+        });
+        let dir = workspace_root().join("perf/results");
+        std::fs::create_dir_all(&dir)?;
+        let path = dir.join(format!("{date}-{name}.json"));
+        std::fs::write(&path, format!("{record:#}\n"))
+            .with_context(|| format!("writing {}", path.display()))?;
+        Ok(path)
+    }
+}
+
+fn median_of_sorted(sorted: &[f64]) -> f64 {
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => f64::NAN,
+        length if length % 2 == 1 => sorted[middle],
+        _ => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle_whatever_the_order() {
+        let mut figures = Figures::default();
+        assert_eq!(figures.set_median("odd", &[9.0, 1.0, 5.0]), 5.0);
+        assert_eq!(figures.set_median("even", &[4.0, 1.0, 2.0, 9.0]), 3.0);
+    }
+}
