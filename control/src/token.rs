@@ -114,3 +114,29 @@ impl fmt::Debug for JoinToken {
         f.write_str("JoinToken(hidden)")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_survives_its_text_and_half_a_token_is_told_apart() {
+        let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+        let ca = rcgen::CertificateParams::default()
+            .self_signed(&key)
+            .unwrap();
+        let token = JoinToken::new([7; SECRET_LEN], ca.der().clone());
+        let text = token.reveal();
+        assert_eq!(text.parse::<JoinToken>().unwrap(), token);
+        for end in 0..text.len() {
+            let error = text[..end].parse::<JoinToken>().unwrap_err().to_string();
+            assert!(error.contains("pantala-control token"), "{error}");
+            assert!(
+                end < 20 || !error.contains(&text[..end]),
+                "the error shows the token"
+            );
+        }
+        assert!("x".repeat(1 << 20).parse::<JoinToken>().is_err());
+        assert!(!format!("{token:?}").contains(&text[20..30]));
+    }
+}

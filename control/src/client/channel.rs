@@ -8,6 +8,7 @@ use rustls_pki_types::CertificateDer;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
 use crate::authority::CONTROL_NAME;
+use crate::convert::{CONNECTION_WINDOW_SIZE, STREAM_WINDOW_SIZE};
 use crate::identity::Identity;
 use crate::x509;
 
@@ -88,6 +89,8 @@ pub(crate) async fn connect(
         .map_err(|_| malformed())?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW_SIZE)
+        .initial_connection_window_size(CONNECTION_WINDOW_SIZE)
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)

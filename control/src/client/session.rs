@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use pantala_wire::NodeId;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, interval, sleep, sleep_until};
+use tokio::time::{Instant, interval, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
@@ -24,6 +24,9 @@ const OUTBOUND_MAX: usize = 32;
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// The longest wait: a cluster is back within seconds of its control.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+/// How long a session that has ended is listened to for the reason.
+const LAST_WORDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Why a session ended.
 enum End {
@@ -143,7 +146,7 @@ async fn start(config: &ClientConfig, resumed: bool) -> Result<Streams, String> 
     outbound
         .try_send(convert::from_node(Kind::Hello(hello)))
         .ok();
-    let inbound = tokio::time::timeout(
+    let inbound = timeout(
         config.liveness_timeout,
         ControlClient::new(channel)
             .max_decoding_message_size(convert::MESSAGE_SIZE_MAX)
@@ -200,13 +203,12 @@ impl Session<'_> {
                         Err(status) => return End::Lost(said(&self.config.address, &status)),
                     }
                 }
-                () = sleep_until(silent_until), if self.events.is_empty() => {
-                    return End::Lost("control has been silent too long".to_owned());
+                () = sleep_until(silent_until) => {
+                    let silent = if self.events.is_empty() { "control says" } else { "the node takes" };
+                    return End::Lost(format!("{silent} nothing for too long"));
                 }
                 permit = self.outbound.reserve(), if !self.pending.is_empty() => {
-                    let Ok(permit) = permit else {
-                        return End::Lost("the connection to control is gone".to_owned());
-                    };
+                    let Ok(permit) = permit else { break };
                     if let Some(message) = self.pending.pop_front() {
                         permit.send(message);
                     }
@@ -225,6 +227,23 @@ impl Session<'_> {
                 () = events.closed() => return End::Node,
             }
         }
+        End::Lost(self.last_words().await)
+    }
+
+    /// What control says at the end of a session that it has ended; what else it sent is void now.
+    async fn last_words(&mut self) -> String {
+        let words = async {
+            loop {
+                match self.inbound.message().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => return "control has ended the session".to_owned(),
+                    Err(status) => return said(&self.config.address, &status),
+                }
+            }
+        };
+        timeout(LAST_WORDS_TIMEOUT, words)
+            .await
+            .unwrap_or_else(|_| "the connection to control is gone".to_owned())
     }
 }
 

@@ -44,10 +44,9 @@ impl Core {
             task.end_leases_of(slot);
             task.clear_held(slot);
         }
-        if replace {
-            if !report.complete && !(report.held.is_empty() && report.fetching.is_empty()) {
-                task.mark_announced(slot);
-            }
+        let is_at_work = !report.held.is_empty() || !report.fetching.is_empty();
+        if replace && is_at_work && !report.complete {
+            task.mark_announced(slot);
         }
         task.set_role(slot, report.wanted && !report.complete, report.has_source);
         task.add_held(slot, &report.held, false);

@@ -174,3 +174,113 @@ impl Driver {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::message::Labels;
+    use pantala_wire::BlobDigest;
+
+    struct End {
+        messages: mpsc::Receiver<ToNode>,
+        ended: oneshot::Receiver<Status>,
+    }
+
+    async fn join(inputs: &mpsc::Sender<Input>, number: u8, room: usize) -> End {
+        let (sender, messages) = mpsc::channel(room);
+        let (end, ended) = oneshot::channel();
+        let joined = Input::Joined {
+            node: NodeId::new([number; 32]),
+            session: u64::from(number),
+            info: NodeInfo {
+                address: ([127, 0, 0, 1], 1).into(),
+                labels: Labels::default(),
+                resumed: false,
+            },
+            outlet: Outlet {
+                messages: sender,
+                end,
+            },
+        };
+        assert!(inputs.send(joined).await.is_ok());
+        End { messages, ended }
+    }
+
+    async fn ask(inputs: &mpsc::Sender<Input>, number: u8, session: SessionId) {
+        let message = FromNode::AskLease {
+            digest: BlobDigest::new([0; 32]),
+            wanted: Vec::new(),
+            urgent: None,
+        };
+        let node = NodeId::new([number; 32]);
+        let input = Input::Message {
+            node,
+            session,
+            message,
+        };
+        assert!(inputs.send(input).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_node_whose_messages_pile_up_is_cut_off_and_the_others_are_served() {
+        let (_stop, stopped) = watch::channel(false);
+        let inputs = start(CoreConfig::default(), stopped);
+        let mut slow = join(&inputs, 1, 3).await;
+        let mut quick = join(&inputs, 2, 3).await;
+        for _ in 0..4 {
+            ask(&inputs, 1, 1).await;
+        }
+        ask(&inputs, 2, 2).await;
+        assert!(quick.messages.recv().await.is_some());
+        let status = slow.ended.await.unwrap();
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        // What fitted is there, and then nothing: the core has let go of the session.
+        for _ in 0..3 {
+            assert!(slow.messages.recv().await.is_some());
+        }
+        assert!(slow.messages.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_session_that_was_replaced_cannot_speak_or_leave_for_the_new_one() {
+        let (_stop, stopped) = watch::channel(false);
+        let inputs = start(CoreConfig::default(), stopped);
+        let node = NodeId::new([1; 32]);
+        let old = join(&inputs, 1, 3).await;
+        let (sender, mut messages) = mpsc::channel(3);
+        let (end, mut ended) = oneshot::channel();
+        let info = NodeInfo {
+            address: ([127, 0, 0, 1], 1).into(),
+            labels: Labels::default(),
+            resumed: true,
+        };
+        let outlet = Outlet {
+            messages: sender,
+            end,
+        };
+        let session = 77;
+        let joined = Input::Joined {
+            node,
+            session,
+            info,
+            outlet,
+        };
+        assert!(inputs.send(joined).await.is_ok());
+        assert_eq!(old.ended.await.unwrap().code(), tonic::Code::Aborted);
+        ask(&inputs, 1, 1).await;
+        let status = Status::cancelled("late");
+        let left = Input::Left {
+            node,
+            session: 1,
+            status,
+        };
+        assert!(inputs.send(left).await.is_ok());
+        ask(&inputs, 1, session).await;
+        assert!(messages.recv().await.is_some());
+        assert!(
+            messages.try_recv().is_err(),
+            "the old session's request was answered"
+        );
+        assert!(ended.try_recv().is_err());
+    }
+}

@@ -22,15 +22,13 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::authority::{Authority, AuthorityError};
-use crate::convert::MESSAGE_SIZE_MAX;
+use crate::convert::{CONNECTION_WINDOW_SIZE, MESSAGE_SIZE_MAX, STREAM_WINDOW_SIZE};
 use crate::core::CoreConfig;
 use crate::proto::control_server::ControlServer;
 use crate::token::JoinToken;
 
 /// Streams of one connection at a time: its session, a status call, and some to spare.
 const STREAMS_PER_CONNECTION_MAX: u32 = 8;
-/// Bytes that a stream, and a connection, may have on the way to us unread.
-const WINDOW_SIZE: u32 = 256 * 1024;
 /// Bytes of headers in one request: ours have some hundreds.
 const HEADERS_SIZE_MAX: u32 = 16 * 1024;
 /// How long open connections may take to end at shutdown before they are cut.
@@ -119,8 +117,8 @@ impl Server {
         let mut until = stopped;
         let serving = tonic::transport::Server::builder()
             .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-            .initial_stream_window_size(WINDOW_SIZE)
-            .initial_connection_window_size(WINDOW_SIZE)
+            .initial_stream_window_size(STREAM_WINDOW_SIZE)
+            .initial_connection_window_size(CONNECTION_WINDOW_SIZE)
             .http2_max_header_list_size(HEADERS_SIZE_MAX)
             .http2_keepalive_interval(Some(config.liveness_timeout / 3))
             .http2_keepalive_timeout(Some(config.liveness_timeout))
