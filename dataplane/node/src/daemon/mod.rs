@@ -23,6 +23,7 @@ use build::Node;
 pub fn run(config: Config) -> anyhow::Result<()> {
     let started = Instant::now();
     start_log(&config)?;
+    raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("pantala")
@@ -44,6 +45,20 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         };
         node.run(stop).await
     })
+}
+
+/// Each connection and each open blob takes descriptors; the usual soft limit of 1024 is for
+/// programs that use `select`.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, ?limit, "the limit of open files stays low");
+    }
 }
 
 fn start_log(config: &Config) -> anyhow::Result<()> {

@@ -377,8 +377,8 @@ impl Actor {
         self.shared.retire(&self.task, state).await;
         if corrupt {
             // Its pieces are what the source gave, and wrong: the next download starts afresh.
-            let (store, digest) = (self.shared.store.clone(), self.task.digest);
-            if let Err(error) = super::blocking(move || store.remove(&digest)).await {
+            let (shared, digest) = (Arc::clone(&self.shared), self.task.digest);
+            if let Err(error) = super::blocking(move || shared.forget(&digest)).await {
                 tracing::warn!(digest = %self.task.digest, %error, "a wrong blob could not be removed");
             }
             let digest = self.task.digest;

@@ -40,6 +40,9 @@ use task::TaskEvent;
 
 /// Blobs in one message of an announcement.
 const ANNOUNCE_BATCH: usize = 256;
+/// Blobs kept open after use: opening one anew would verify its pieces anew. A few images' layers,
+/// two descriptors each.
+const WARM_BLOBS_MAX: usize = 128;
 /// Ended tasks that `status` still shows.
 const ENDED_SHOWN_MAX: usize = 256;
 
@@ -93,6 +96,8 @@ pub struct Shared {
     pub download: DownloadConfig,
     tasks: Mutex<HashMap<BlobDigest, Arc<Task>>>,
     ended: Mutex<VecDeque<TaskSummary>>,
+    /// The last used first.
+    warm: Mutex<VecDeque<Blob>>,
 }
 
 impl Shared {
@@ -118,6 +123,7 @@ impl Shared {
             download: DownloadConfig::default(),
             tasks: Mutex::default(),
             ended: Mutex::default(),
+            warm: Mutex::default(),
         })
     }
 
@@ -147,7 +153,7 @@ impl Shared {
             return Ok(task);
         }
         let shared = Arc::clone(self);
-        let blob = blocking(move || shared.store.create(&digest, size_bytes)).await?;
+        let blob = blocking(move || shared.open_blob(&digest, size_bytes)).await?;
         let (task, events) = Task::new(digest, blob, access.clone());
         if task.blob.is_complete() {
             // Nothing to download: a task without an actor, which nobody else needs to find.
@@ -172,6 +178,29 @@ impl Shared {
             winner.tell(TaskEvent::Access(access)).await;
         }
         Ok(winner)
+    }
+
+    /// Opens or creates a blob, and keeps it open for the next use.
+    fn open_blob(&self, digest: &BlobDigest, size_bytes: u64) -> Result<Blob, StoreError> {
+        let blob = match self.store.create(digest, size_bytes) {
+            // An open blob cannot be evicted: those that only wait for a next use make room.
+            Err(error) if error.is_full() => {
+                self.warm.lock().clear();
+                self.store.create(digest, size_bytes)?
+            }
+            other => other?,
+        };
+        let mut warm = self.warm.lock();
+        warm.retain(|other| other.digest() != digest);
+        warm.truncate(WARM_BLOBS_MAX - 1);
+        warm.push_front(blob.clone());
+        Ok(blob)
+    }
+
+    /// Drops a blob from the store.
+    fn forget(&self, digest: &BlobDigest) -> Result<bool, StoreError> {
+        self.warm.lock().retain(|blob| blob.digest() != digest);
+        self.store.remove(digest)
     }
 
     /// Reads part of a blob as it arrives.

@@ -110,9 +110,10 @@ impl Server {
     async fn subscribe(&self, digest: &BlobDigest, mut send: SendStream) -> Result<(), ServeError> {
         let mut bell = self.board.watch(digest);
         let mut told: Option<Told> = None;
+        // Kept open between the looks: a blob that is opened anew verifies its pieces anew.
+        let mut _open = None;
         loop {
             bell.mark_unchanged();
-            // Holding the blob while it is watched also keeps it open between requests for it.
             let blob = self.open(digest).await?;
             for have in news(&mut told, blob.as_ref()) {
                 send.write_frame(&Response {
@@ -120,6 +121,7 @@ impl Server {
                 })
                 .await?;
             }
+            _open = blob;
             tokio::select! {
                 changed = bell.changed() => if changed.is_err() { return Ok(()) },
                 stopped = send.delivered() => {
@@ -127,7 +129,6 @@ impl Server {
                     return Ok(());
                 }
             }
-            drop(blob);
             tokio::time::sleep(HAVE_INTERVAL).await;
         }
     }
