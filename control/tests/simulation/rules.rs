@@ -164,6 +164,75 @@ fn a_parent_that_failed_a_child_is_not_offered_to_it_and_its_pieces_are() {
 }
 
 #[test]
+fn a_new_process_of_a_node_has_nothing_of_what_the_old_one_had() {
+    let mut cluster = Cluster::new(CoreConfig::default(), 2);
+    for number in 0..2 {
+        cluster.open(number, blob(0), 2);
+    }
+    assert!(cluster.run(0, blob(0), Some(0)).is_some());
+    cluster.send(
+        0,
+        FromNode::Holding {
+            digest: blob(0),
+            runs: vec![PieceRun { first: 1, count: 1 }],
+            complete: false,
+        },
+    );
+    assert_eq!(cluster.run(1, blob(0), None), None);
+    assert!(cluster.join(id(0)));
+    assert_eq!(cluster.run(1, blob(0), None).unwrap().first, 0);
+    assert_eq!(cluster.run(1, blob(0), None).unwrap().first, 1);
+}
+
+#[test]
+fn who_waits_for_a_piece_gets_a_parent_that_holds_it() {
+    const NODES: usize = 60;
+    let mut cluster = Cluster::new(CoreConfig::default(), NODES);
+    let mut parents: Vec<Vec<NodeId>> = vec![Vec::new(); NODES];
+    let ids: Vec<NodeId> = (0..NODES).map(id).collect();
+    let mut tell = |cluster: &mut Cluster, number: usize, message: FromNode| {
+        let mut out = Vec::new();
+        let (now, node) = (cluster.now, ids[number]);
+        cluster.core.handle(now, node, message, &mut out);
+        for (to, message) in out {
+            if let ToNode::Parents { peers, .. } = message {
+                let at = ids.iter().position(|other| *other == to).unwrap();
+                parents[at] = peers.iter().map(|peer| peer.node).collect();
+            }
+        }
+        parents[number].clone()
+    };
+    for number in 0..NODES {
+        tell(
+            &mut cluster,
+            number,
+            FromNode::OpenTask {
+                digest: blob(0),
+                size_bytes: PIECE,
+                has_source: true,
+                held: Vec::new(),
+                complete: false,
+            },
+        );
+    }
+    let only = vec![PieceRun { first: 0, count: 1 }];
+    let fetched = FromNode::Fetched {
+        digest: blob(0),
+        pieces: only.clone(),
+    };
+    tell(&mut cluster, 0, fetched);
+    for number in 1..NODES {
+        let ask = FromNode::AskLease {
+            digest: blob(0),
+            wanted: only.clone(),
+            urgent: None,
+        };
+        let parents = tell(&mut cluster, number, ask);
+        assert!(parents.contains(&id(0)), "node {number}");
+    }
+}
+
+#[test]
 fn every_bound_is_a_refusal_and_idle_tasks_make_room() {
     let config = CoreConfig {
         nodes_max: 2,
