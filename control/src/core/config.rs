@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-/// Pieces in one lease at most: 32 MiB are well under a second of a fast registry, so that a lease
-/// that is lost with its node costs little, and few enough requests reach control.
-pub const LEASE_RUN_MAX: u32 = 32;
+/// Pieces in one lease at most. Others wait for the last piece of a run while its holder reads the
+/// first ones, and a slow registry divided by many transfers gives each a few MiB/s: 8 MiB are a
+/// wait of a second or two then, and of milliseconds on a fast one.
+pub const LEASE_RUN_MAX: u32 = 8;
 /// Leases of one node on one task: enough to ask ahead of the source, too few to hoard a blob.
 pub const LEASES_PER_MEMBER_MAX: usize = 8;
 /// Parents that a node gets without asking for more: enough to outlive the failure of some.

@@ -89,23 +89,23 @@ fn refused(answers: &[ToNode]) -> Option<RefusedReason> {
 fn a_lease_starts_at_the_urgent_piece_and_is_half_of_a_fair_share() {
     let mut cluster = Cluster::new(CoreConfig::default(), 3);
     for number in 0..3 {
-        cluster.open(number, blob(0), 60);
+        cluster.open(number, blob(0), 36);
     }
-    let run = cluster.run(0, blob(0), Some(30)).unwrap();
-    assert_eq!((run.first, run.count), (30, 10));
+    let run = cluster.run(0, blob(0), Some(18)).unwrap();
+    assert_eq!((run.first, run.count), (18, 6));
     // Taken: the next free pieces instead.
-    let run = cluster.run(1, blob(0), Some(30)).unwrap();
-    assert_eq!((run.first, run.count), (40, 8));
+    let run = cluster.run(1, blob(0), Some(18)).unwrap();
+    assert_eq!((run.first, run.count), (24, 5));
     // Nothing is free behind: from the start.
-    let run = cluster.run(2, blob(0), Some(59)).unwrap();
+    let run = cluster.run(2, blob(0), Some(35)).unwrap();
     assert_eq!(
         run,
         PieceRun {
-            first: 59,
+            first: 35,
             count: 1
         }
     );
-    let run = cluster.run(2, blob(0), Some(59)).unwrap();
+    let run = cluster.run(2, blob(0), Some(35)).unwrap();
     assert_eq!(run.first, 0);
 }
 

@@ -50,9 +50,14 @@ pub struct DownloadConfig {
     /// How long an urgent piece that another node fetches from the source may stay unoffered, and
     /// no other piece appear in the swarm either, before this node fetches it alone.
     pub lease_wait_patience: Duration,
-    /// The longest such wait, however the swarm grows meanwhile. Below the 5 s after which nydusd
-    /// gives a request up.
+    /// The longest such wait, however the swarm grows meanwhile.
     pub lease_wait_max: Duration,
+    /// The same for a reader that has had no byte yet. Going alone costs the source a piece, waiting
+    /// too long costs it the whole blob: the client gives up and asks the source itself.
+    pub first_wait_patience: Duration,
+    /// The longest wait of such a reader. Below the 5 s after which nydusd gives a request up, with
+    /// time left for the source to answer.
+    pub first_wait_max: Duration,
     /// Without any progress for so long, pieces nobody waits for are fetched alone too.
     pub starve_patience: Duration,
     /// Leased source fetches at once; more connections rarely make a registry faster.
@@ -106,14 +111,16 @@ impl Default for DownloadConfig {
             strikes_max: 6,
             rotate_after: Duration::from_secs(5),
             unsubscribe_after: Duration::from_secs(30),
-            control_patience: Duration::from_millis(300),
+            control_patience: Duration::from_secs(1),
             ask_timeout: Duration::from_secs(2),
             ask_runs_max: 64,
             leased_pieces_max: 256,
-            lease_wait_patience: Duration::from_secs(2),
-            lease_wait_max: Duration::from_secs(3),
-            starve_patience: Duration::from_secs(10),
-            source_fetches_max: 4,
+            lease_wait_patience: Duration::from_secs(8),
+            lease_wait_max: Duration::from_secs(30),
+            first_wait_patience: Duration::from_millis(2500),
+            first_wait_max: Duration::from_secs(3),
+            starve_patience: Duration::from_secs(15),
+            source_fetches_max: 2,
             source_run_pieces_max: 32,
             alone_fetches_max: 2,
             alone_run_pieces_max: 8,

@@ -15,10 +15,14 @@ pub(crate) struct Urgent {
     pub(crate) piece: u32,
     /// The reader waits for this very piece: all before it are there.
     pub(crate) head: bool,
+    /// The reader has had no byte yet: its client has a limit for how long that may take.
+    pub(crate) fresh: bool,
 }
 
 #[derive(Debug)]
 struct Reader {
+    /// The piece it started at.
+    origin: u32,
     first: u32,
     end: u32,
     priority: Priority,
@@ -59,6 +63,7 @@ impl Demand {
     pub(crate) fn want(&mut self, id: ReaderId, range: ByteRange, priority: Priority) {
         let pieces = self.layout.pieces_of(range);
         let reader = Reader {
+            origin: self.readers.get(&id).map_or(pieces.start, |r| r.origin),
             first: pieces.start,
             end: pieces.end,
             priority,
@@ -156,6 +161,7 @@ impl Demand {
                         distance: piece - reader.first,
                         piece,
                         head,
+                        fresh: head && piece == reader.origin,
                     });
                     head = false;
                 }
@@ -167,6 +173,7 @@ impl Demand {
         self.window.dedup_by(|later, kept| {
             let same = later.piece == kept.piece;
             kept.head |= same && later.head;
+            kept.fresh |= same && later.fresh;
             same
         });
         self.window

@@ -291,7 +291,11 @@ impl Download {
             let Some((first, priority)) = self.next_alone(mode) else {
                 return;
             };
-            let max = self.config.alone_run_pieces_max.max(1);
+            // While control rules, others are fetching the next ones.
+            let max = match mode {
+                Alone::All => self.config.alone_run_pieces_max.max(1),
+                Alone::Urgent | Alone::Overdue => 1,
+            };
             let count = 1
                 + (first + 1..first.saturating_add(max))
                     .take_while(|&piece| self.may_go_alone(piece, mode))
@@ -303,15 +307,17 @@ impl Download {
     fn next_alone(&mut self, mode: Alone) -> Option<(u32, Priority)> {
         for urgent in self.demand.window().to_vec() {
             // While control rules, only the piece that a reader stands at is worth a second copy.
-            if (mode != Alone::Overdue || urgent.head) && self.may_go_alone(urgent.piece, mode) {
+            if mode != Alone::All && !urgent.head || !self.may_go_alone(urgent.piece, mode) {
+                continue;
+            }
+            let overdue_at = match self.unserved.get(&urgent.piece) {
+                Some(&since) if mode == Alone::Overdue => self.overdue_at(since, urgent.fresh),
+                _ => self.now,
+            };
+            if overdue_at <= self.now {
                 return Some((urgent.piece, urgent.priority));
             }
-            if mode == Alone::Overdue
-                && urgent.head
-                && let Some(&since) = self.unserved.get(&urgent.piece)
-            {
-                self.wake_at(self.overdue_at(since));
-            }
+            self.wake_at(overdue_at);
         }
         if mode != Alone::All {
             return None;
@@ -334,20 +340,17 @@ impl Download {
         if !self.needs_source(piece) {
             return false;
         }
-        match mode {
-            Alone::All => true,
-            Alone::Urgent => self.unserved.contains_key(&piece),
-            Alone::Overdue => {
-                let since = self.unserved.get(&piece);
-                since.is_some_and(|&since| self.overdue_at(since) <= self.now)
-            }
-        }
+        mode == Alone::All || self.unserved.contains_key(&piece)
     }
 
     /// When a piece that has been unserved since then has waited for too long. While other pieces
     /// keep appearing in the swarm, whoever fetches this one is given more time.
-    fn overdue_at(&self, since: Duration) -> Duration {
-        (since.max(self.grown_at) + self.config.lease_wait_patience)
-            .min(since + self.config.lease_wait_max)
+    fn overdue_at(&self, since: Duration, fresh: bool) -> Duration {
+        let (patience, max) = if fresh {
+            (self.config.first_wait_patience, self.config.first_wait_max)
+        } else {
+            (self.config.lease_wait_patience, self.config.lease_wait_max)
+        };
+        (since.max(self.grown_at) + patience).min(since + max)
     }
 }

@@ -34,7 +34,10 @@ impl Rig {
     }
     fn holding(pieces: u32, held: PieceSet) -> Self {
         let layout = PieceLayout::new(u64::from(pieces) * MIB).unwrap();
-        let config = DownloadConfig::default();
+        let config = DownloadConfig {
+            source_fetches_max: 4,
+            ..DownloadConfig::default()
+        };
         let now = Duration::from_secs(100);
         Self {
             core: Download::new(config.clone(), layout, held, 42, now),
@@ -156,7 +159,7 @@ fn a_silent_control_is_waited_for_exactly_as_long_as_configured() {
     let patience = rig.config.control_patience;
     assert!(source_fetches(&rig.pass(patience - ms(1))).is_empty());
     let alone = source_fetches(&rig.pass(ms(1)));
-    assert_eq!(alone[0].1, run(0, 8));
+    assert_eq!(alone[0].1, run(0, 1));
     assert!(alone.iter().all(|(_, _, leased)| !leased));
 }
 
@@ -198,14 +201,34 @@ fn a_reader_that_control_told_to_wait_goes_alone_for_its_next_piece_only() {
     let mut rig = Rig::new(50).with_control().with_source();
     rig.read(0, 50);
     let wait = Input::LeaseWait {
-        retry_after: Duration::from_secs(5),
+        retry_after: Duration::from_secs(60),
     };
     rig.feed(wait);
-    let patience = rig.config.lease_wait_patience;
+    let patience = rig.config.first_wait_patience;
     assert!(source_fetches(&rig.pass(patience - ms(1))).is_empty());
     let alone = source_fetches(&rig.pass(ms(1)));
     assert_eq!(alone.len(), 1, "the rest is left to who leased it");
-    assert_eq!(alone[0].1.first, 0);
+    assert_eq!(alone[0].1, run(0, 1));
+    // With its first bytes, a reader has time.
+    rig.feed(Input::PieceDone {
+        request: Some(alone[0].0),
+        piece: PieceIndex(0),
+        author: Author::This,
+    });
+    rig.read(1, 50);
+    let mut waited = patience;
+    let alone = loop {
+        rig.feed(Input::LeaseWait {
+            retry_after: Duration::from_secs(60),
+        });
+        let alone = source_fetches(&rig.pass(ms(500)));
+        waited += ms(500);
+        if !alone.is_empty() {
+            break alone;
+        }
+    };
+    assert_eq!(alone[0].1, run(1, 1));
+    assert!(waited >= rig.config.lease_wait_patience);
 }
 
 #[test]
@@ -227,8 +250,8 @@ fn while_pieces_appear_in_the_swarm_the_wait_is_longer_but_bounded() {
     }
     let waited = rig.now - began;
     assert_eq!(alone[0].1.first, 0);
-    assert!(waited > rig.config.lease_wait_patience);
-    assert!(waited <= rig.config.lease_wait_max + ms(100));
+    assert!(waited > rig.config.first_wait_patience);
+    assert!(waited <= rig.config.first_wait_max + ms(100));
 }
 
 #[test]
