@@ -186,7 +186,12 @@ impl Download {
                 continue;
             }
             if let Some(parent) = self.parents.best_for(urgent.piece, true, None, self.now) {
-                self.fetch(parent, urgent.piece, urgent.priority);
+                // A client that has had no byte yet will give up, as a page fault will.
+                let priority = match urgent.fresh {
+                    true => Priority::Fault,
+                    false => urgent.priority,
+                };
+                self.fetch(parent, urgent.piece, priority);
             }
         }
     }
