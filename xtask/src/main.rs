@@ -35,6 +35,8 @@ enum Task {
     Test(check::Options),
     /// Run the end-to-end tests alone
     E2e(e2e::Options),
+    /// Run the fuzz targets
+    Fuzz(check::fuzz::Options),
     /// Measure, side by side with a baseline
     Perf(perf::Options),
 }
@@ -46,6 +48,7 @@ fn main() -> ExitCode {
         Task::Demo(options) => demo::main(&options),
         Task::Test(options) => check::main(&options),
         Task::E2e(options) => e2e::main(&options),
+        Task::Fuzz(options) => check::fuzz::main(&options),
         Task::Perf(options) => perf::main(&options),
     };
     outcome.unwrap_or_else(|error| {

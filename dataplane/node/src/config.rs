@@ -1,7 +1,7 @@
 //! The node's configuration: one TOML file, read once, checked once, typed from then on.
 //!
 //! Every key is optional and every default is right for one machine. What a file may hold is the
-//! [`raw`] structs; what the rest of the program sees is [`Config`], whose fields cannot be wrong.
+//! `raw` structs; what the rest of the program sees is [`Config`], whose fields cannot be wrong.
 //! `pantala.example.toml` documents every key and a test keeps it complete.
 
 mod check;

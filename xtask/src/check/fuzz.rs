@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
+use clap::Args;
 
+use super::Outcome;
 use super::steps::run;
-use super::{Options, Outcome};
 use crate::cargo::{cargo, workspace_root};
 use crate::packages;
 
@@ -29,7 +30,30 @@ fn fuzz_cargo() -> Command {
     command
 }
 
-pub(super) fn briefly(_: &Options) -> Result<Outcome> {
+/// The step of `cargo xtask test`.
+pub(super) fn briefly(_: &super::Options) -> Result<Outcome> {
+    run_targets(SECONDS_PER_TARGET, None)
+}
+
+/// Options of `cargo xtask fuzz`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Options {
+    /// One target only, by the name of its file in fuzz/targets
+    target: Option<String>,
+    /// Seconds for each target
+    #[arg(long, default_value_t = 60)]
+    seconds: u32,
+}
+
+/// `cargo xtask fuzz`.
+pub(crate) fn main(options: &Options) -> Result<ExitCode> {
+    match run_targets(options.seconds, options.target.as_deref())? {
+        Outcome::Passed => Ok(ExitCode::SUCCESS),
+        Outcome::Missed(why) | Outcome::Failed(why) => bail!(why),
+    }
+}
+
+fn run_targets(seconds: u32, only: Option<&str>) -> Result<Outcome> {
     if let Err(error) = packages::ensure(&[packages::FUZZ]) {
         return Ok(Outcome::Missed(format!("the fuzz targets: {error:#}")));
     }
@@ -39,9 +63,12 @@ pub(super) fn briefly(_: &Options) -> Result<Outcome> {
         .flatten()
         .map(|entry| entry.path())
         .collect();
+    targets.retain(|target| {
+        only.is_none_or(|only| target.file_stem().is_some_and(|stem| stem == only))
+    });
     targets.sort();
     if targets.is_empty() {
-        bail!("fuzz/targets is empty");
+        bail!("fuzz/targets has no {}", only.unwrap_or("target"));
     }
     if let Outcome::Failed(why) = run(fuzz_cargo().args(["build", "--quiet", "--locked"]))? {
         return Ok(Outcome::Failed(why));
@@ -59,7 +86,7 @@ pub(super) fn briefly(_: &Options) -> Result<Outcome> {
         }
         let output = fuzz_cargo()
             .args(["run", "--quiet", "--locked", "--bin", &name, "--"])
-            .arg(format!("-max_total_time={SECONDS_PER_TARGET}"))
+            .arg(format!("-max_total_time={seconds}"))
             .args(["-max_len=65536", "-rss_limit_mb=512"])
             .arg(format!("-artifact_prefix={artifacts}"))
             .args([&corpus, &format!("seeds/{name}")])

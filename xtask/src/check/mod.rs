@@ -1,6 +1,6 @@
 //! `cargo xtask test`: everything that must pass, one line a step, nothing hidden.
 
-mod fuzz;
+pub(crate) mod fuzz;
 mod steps;
 
 use std::process::ExitCode;

@@ -3,8 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Larger files would make a layer of one file; smaller ones of one byte would make it slow.
-const FILE_BYTES_MAX: u64 = 64 << 20;
+/// Larger files would make layers much larger than asked.
+const FILE_BYTES_MAX: u64 = 16 << 20;
 
 /// A file and its size.
 #[derive(Debug, Clone)]
