@@ -50,6 +50,7 @@ pub(super) fn docs(_: &Options) -> Result<Outcome> {
             "--locked",
             "--workspace",
             "--no-deps",
+            "--keep-going",
             "--document-private-items",
         ])
         .env("RUSTDOCFLAGS", "-D warnings"))
