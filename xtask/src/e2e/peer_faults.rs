@@ -16,6 +16,8 @@ const IMAGE_MB: u64 = 120;
 const PARENT_MBIT: u32 = 160;
 /// What the registry may send on one connection, for the same reason.
 const REGISTRY_BYTES_PER_S: u64 = 4_000_000;
+/// How long a refusal may take.
+const REFUSAL_MAX: Duration = Duration::from_secs(10);
 /// How long a transfer may take to get to its middle.
 const MIDDLE_MAX: Duration = Duration::from_secs(30);
 
@@ -38,7 +40,7 @@ pub(super) fn tests() -> Vec<Test> {
             corrupt_parent
         ),
         test!(
-            "peer faults: with the registry down, what peers hold still arrives",
+            "peer faults: with the registry down, hits are served and nobody is let in unasked",
             registry_down
         ),
         test!(
@@ -238,10 +240,25 @@ async fn registry_down(stage: &Stage) -> Result<Outcome> {
         .get_right(0, &largest)
         .await
         .context("a hit, with the registry down")?;
+    // Whether this caller may read that blob through this repository, only the registry knows: a peer
+    // that holds it does not make it public. The answer is a clear and early no, until it is back.
+    let began = Instant::now();
+    let refused = cluster.get(1, &largest).await?;
+    ensure!(
+        refused.status >= 500 && !refused.is(&largest.digest),
+        "a caller whose right nobody could confirm got {}",
+        refused.summary()
+    );
+    ensure!(
+        began.elapsed() < REFUSAL_MAX,
+        "the refusal took {:?}",
+        began.elapsed()
+    );
+    cluster.proxy.refuse(false)?;
     cluster
         .get_right(1, &largest)
         .await
-        .context("from a peer, with the registry down")?;
+        .context("with the registry back")?;
     Ok(Outcome::Passed)
 }
 

@@ -15,6 +15,10 @@ use tracing_subscriber::EnvFilter;
 use crate::config::{Config, LogFormat};
 use build::Node;
 
+/// Threads that read, write and hash: enough to keep a disk's queue filled. Each has buffers in
+/// flight and a heap of its own, so their number is part of the bound on memory.
+const BLOCKING_THREADS_MAX: usize = 16;
+
 /// Runs a node until SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -27,6 +31,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("pantala")
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
         .build()
         .context("cannot start the runtime's threads")?;
     runtime.block_on(async {

@@ -27,8 +27,8 @@ const LINGER: Duration = Duration::from_secs(30);
 /// Verified bytes between two steps of the running sha256: small enough that little is left to
 /// hash when the last piece arrives, large enough that a step is worth a thread switch.
 const HASH_STEP_BYTES: u64 = 16 << 20;
-/// Unflushed bytes after which pieces are made durable; what a crash can cost.
-const FLUSH_BYTES: u64 = 256 << 20;
+/// Unflushed bytes after which pieces are made durable: what a crash can cost each download.
+const FLUSH_BYTES: u64 = 32 << 20;
 
 /// The sha256 as far as it has been computed.
 pub struct Hashed {
