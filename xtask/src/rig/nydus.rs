@@ -170,7 +170,11 @@ impl NydusImage {
         command.arg("--config").arg(&config_file);
         command.arg("--bootstrap").arg(&self.bootstrap);
         command.arg("--mountpoint").arg(&mount_point);
-        command.arg("--apisock").arg(dir.join("api.sock"));
+        // In the rig's private /run (nydusd mounts, so this runs as root): a socket's path has at
+        // most 107 bytes, and those of the rig's directory grow with process numbers.
+        let run = Path::new("/run").join(machine.address().to_string());
+        fs::create_dir_all(&run)?;
+        command.arg("--apisock").arg(run.join("nydusd.sock"));
         command.args(["--rlimit-nofile", "0", "--log-level", "info"]);
         let mut process = Process::start("nydusd", command, &dir.join("nydusd.log"))?;
         let mounted = mount_point.clone();
