@@ -257,7 +257,10 @@ impl Actor {
                 Action::Fail { reason } => {
                     let why = reason.to_string().into();
                     return Some(match reason {
-                        FailReason::SourceCorrupt => TaskState::Corrupt(why),
+                        // Readers have been given wrong bytes: the rest must not make them whole.
+                        FailReason::SourceCorrupt | FailReason::Unaudited(_) => {
+                            TaskState::Corrupt(why)
+                        }
                         _ => TaskState::Failed(why),
                     });
                 }
@@ -376,7 +379,7 @@ impl Actor {
         let corrupt = matches!(state, TaskState::Corrupt(_));
         self.shared.retire(&self.task, state).await;
         if corrupt {
-            // Its pieces are what the source gave, and wrong: the next download starts afresh.
+            // Some of its pieces are wrong, and none is known to be right: the next starts afresh.
             let (shared, digest) = (Arc::clone(&self.shared), self.task.digest);
             if let Err(error) = super::blocking(move || shared.forget(&digest)).await {
                 tracing::warn!(digest = %self.task.digest, %error, "a wrong blob could not be removed");

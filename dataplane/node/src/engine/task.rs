@@ -58,7 +58,8 @@ pub enum TaskState {
     Complete,
     /// It cannot go on; the text says why.
     Failed(Arc<str>),
-    /// What the source gives does not have the blob's sha256: nobody should be given it.
+    /// The bytes do not have the blob's sha256, and which are wrong could not be found out or mended:
+    /// nobody should be given them.
     Corrupt(Arc<str>),
     /// Nobody read it any more; it can be opened again.
     Parked,
