@@ -32,6 +32,41 @@ pub struct EndpointConfig {
     pub identity: NodeIdentity,
     /// What it may use.
     pub limits: Limits,
+    /// What is to move its packets.
+    pub driver: DriverChoice,
+}
+
+/// What is to move an endpoint's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DriverChoice {
+    /// io_uring where the kernel allows it, else tokio.
+    #[default]
+    Auto,
+    /// Own threads, each with an io_uring; binding fails where the kernel does not allow it.
+    Ring,
+    /// quinn on tokio's sockets.
+    Tokio,
+}
+
+/// What moves an endpoint's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DriverKind {
+    /// Own threads, each with an io_uring.
+    Ring {
+        /// How many.
+        threads: usize,
+    },
+    /// quinn on tokio's sockets.
+    Tokio,
+}
+
+/// Which driver an endpoint got, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DriverReport {
+    /// Which.
+    pub kind: DriverKind,
+    /// Why, for an operator.
+    pub why: String,
 }
 
 /// Bounds of an endpoint.

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tracing::{Instrument, debug, info_span};
 
 use crate::admission::Admission;
-use crate::config::{EndpointConfig, Limits};
+use crate::config::{DriverKind, DriverReport, EndpointConfig, Limits};
 use crate::connection::Connection;
 use crate::driver;
 use crate::error::{BindError, CloseReason, Error};
@@ -37,6 +37,7 @@ struct Shared {
     driver: driver::Endpoint,
     node: NodeId,
     limits: Limits,
+    report: DriverReport,
     state: Mutex<State>,
 }
 
@@ -86,6 +87,10 @@ impl Endpoint {
                 handshakes: 0,
             }),
             limits: config.limits,
+            report: DriverReport {
+                kind: DriverKind::Tokio,
+                why: "the only driver".into(),
+            },
         });
         let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE_MAX);
         tokio::spawn(take_in(shared.clone(), sender).instrument(info_span!("peers")));
@@ -103,6 +108,11 @@ impl Endpoint {
     /// The address that the socket is bound to.
     pub fn local_addr(&self) -> SocketAddr {
         self.0.shared.driver.local_addr()
+    }
+
+    /// What moves this endpoint's packets, and why.
+    pub fn driver(&self) -> &DriverReport {
+        &self.0.shared.report
     }
 
     /// Connections that are open.

@@ -27,7 +27,9 @@ mod identity;
 mod link;
 mod stream;
 
-pub use config::{ConfigError, EndpointConfig, Limits, NodeIdentity};
+pub use config::{
+    ConfigError, DriverChoice, DriverKind, DriverReport, EndpointConfig, Limits, NodeIdentity,
+};
 pub use connection::{Connection, PathStats};
 pub use endpoint::Endpoint;
 pub use error::{BindError, Blame, CloseReason, Error};

@@ -171,6 +171,22 @@ impl RecvStream {
         self.driver.read(max).await
     }
 
+    /// Waits until `bytes` bytes are here, or the stream ends, and returns them in the parts in which
+    /// they were decrypted, without a copy; nothing at the stream's end.
+    ///
+    /// May be abandoned and called again: what had come until then is returned first. The parts share
+    /// receive buffers with their neighbours: copy out what is to be kept for long.
+    ///
+    /// # Errors
+    /// [`Error::StreamReset`], any of a lost connection.
+    pub async fn read_slices(&mut self, bytes: usize) -> Result<Vec<Bytes>, Error> {
+        if !self.partial.is_empty() {
+            let length = self.partial.len().min(bytes);
+            return Ok(vec![self.partial.split_to(length).freeze()]);
+        }
+        self.driver.read_slices(bytes).await
+    }
+
     /// Fills `target`.
     ///
     /// # Errors

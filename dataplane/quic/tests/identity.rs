@@ -145,6 +145,7 @@ async fn another_certificate_of_the_authority_does_not_pass_for_a_nodes() {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         identity: control.clone(),
         limits: limits(),
+        driver: pantala_quic::DriverChoice::default(),
     });
     assert!(matches!(
         refused,
@@ -186,6 +187,7 @@ async fn identities_that_are_of_no_use_are_found_at_the_start() {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             identity,
             limits: limits(),
+            driver: pantala_quic::DriverChoice::default(),
         })
         .map(|_| ())
         .unwrap_err()

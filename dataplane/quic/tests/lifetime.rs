@@ -245,6 +245,7 @@ async fn a_peer_that_was_killed_and_restarted_is_found_out_before_any_timeout() 
                 listen: address,
                 identity: identity.clone(),
                 limits: patient.clone(),
+                driver: pantala_quic::DriverChoice::default(),
             };
             match pantala_quic::Endpoint::bind(config) {
                 Ok(endpoint) => break endpoint,

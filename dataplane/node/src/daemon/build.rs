@@ -234,6 +234,7 @@ fn bind_peers(config: &Config, identity: &Identity) -> anyhow::Result<Endpoint> 
             ca_certificate_der: identity.ca_certificate_der().to_vec(),
         },
         limits: Limits::default(),
+        driver: pantala_quic::DriverChoice::default(),
     })
     .context("cannot listen for peers (peer.listen)")
 }

@@ -94,6 +94,7 @@ pub(crate) fn endpoint(identity: NodeIdentity, limits: Limits) -> Endpoint {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         identity,
         limits,
+        driver: pantala_quic::DriverChoice::default(),
     })
     .unwrap()
 }

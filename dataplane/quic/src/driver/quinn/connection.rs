@@ -54,12 +54,12 @@ impl Connection {
 
     pub(crate) async fn open(&self) -> Result<(SendStream, RecvStream), Error> {
         let (send, recv) = self.0.open_bi().await.map_err(connection_error)?;
-        Ok((SendStream(send), RecvStream(recv)))
+        Ok((SendStream(send), RecvStream::new(recv)))
     }
 
     pub(crate) async fn accept(&self) -> Result<(SendStream, RecvStream), Error> {
         let (send, recv) = self.0.accept_bi().await.map_err(connection_error)?;
-        Ok((SendStream(send), RecvStream(recv)))
+        Ok((SendStream(send), RecvStream::new(recv)))
     }
 
     pub(crate) fn stats(&self) -> PathStats {

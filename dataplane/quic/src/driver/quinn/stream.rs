@@ -43,16 +43,47 @@ impl SendStream {
 }
 
 #[derive(Debug)]
-pub(crate) struct RecvStream(pub(super) quinn::RecvStream);
+pub(crate) struct RecvStream {
+    quinn: quinn::RecvStream,
+    /// What an abandoned [`Self::read_slices`] had got.
+    slices: Vec<Bytes>,
+}
 
 impl RecvStream {
+    pub(super) fn new(quinn: quinn::RecvStream) -> Self {
+        Self {
+            quinn,
+            slices: Vec::new(),
+        }
+    }
+
     pub(crate) async fn read(&mut self, max: usize) -> Result<Option<Bytes>, Error> {
-        let chunk = self.0.read_chunk(max, true).await.map_err(read_error)?;
+        if let Some(first) = self.slices.first_mut() {
+            let part = first.split_to(first.len().min(max));
+            if first.is_empty() {
+                self.slices.remove(0);
+            }
+            return Ok(Some(part));
+        }
+        let chunk = self.quinn.read_chunk(max, true).await.map_err(read_error)?;
         Ok(chunk.map(|chunk| chunk.bytes))
+    }
+
+    pub(crate) async fn read_slices(&mut self, bytes: usize) -> Result<Vec<Bytes>, Error> {
+        let mut missing = bytes.saturating_sub(self.slices.iter().map(Bytes::len).sum());
+        while missing > 0 {
+            let chunk = self.quinn.read_chunk(missing, true).await;
+            let Some(chunk) = chunk.map_err(read_error)? else {
+                break;
+            };
+            missing -= chunk.bytes.len();
+            self.slices.push(chunk.bytes);
+        }
+        Ok(std::mem::take(&mut self.slices))
     }
 
     pub(crate) fn stop(&mut self) {
         // An error means that the stream is over already.
-        let _ = self.0.stop(CANCELLED);
+        let _ = self.quinn.stop(CANCELLED);
     }
 }
