@@ -1,0 +1,2 @@
+//! The ring.
+#![deny(unsafe_code)]
