@@ -1,6 +1,6 @@
 //! An open blob: what is there, and reading it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -11,6 +11,7 @@ use pantala_wire::{
 
 use crate::error::StoreError;
 use crate::file::Files;
+use crate::map::lend::{AddressSpace, Lender, Lending};
 use crate::meta::PieceProof;
 use crate::state::State;
 use crate::store::{StoreInner, is_damage};
@@ -41,6 +42,10 @@ pub(crate) struct Inner {
     store: Arc<StoreInner>,
     pub(crate) files: Files,
     pub(crate) incarnation: u64,
+    /// The same for all who open these files, now and later.
+    pub(crate) lending: Arc<Lending>,
+    /// Keeps the file mapped while it is open, once somebody has asked for a slice.
+    pub(crate) lender: OnceLock<Arc<Lender>>,
     pub(crate) state: Mutex<State>,
     /// A turn was given back, or a verification has ended.
     pub(crate) changed: Condvar,
@@ -55,6 +60,7 @@ impl Inner {
         store: Arc<StoreInner>,
         files: Files,
         incarnation: u64,
+        lending: Arc<Lending>,
         state: State,
         durable: PieceSet,
     ) -> Arc<Self> {
@@ -62,11 +68,17 @@ impl Inner {
             store,
             files,
             incarnation,
+            lending,
+            lender: OnceLock::new(),
             state: Mutex::new(state),
             changed: Condvar::new(),
             durable: Mutex::new(durable),
             flushing: Mutex::new(false),
         })
+    }
+
+    pub(crate) fn address_space(&self) -> &Arc<AddressSpace> {
+        &self.store.address_space
     }
 
     pub(crate) fn sync_name(&self) -> Result<(), StoreError> {
@@ -208,7 +220,7 @@ impl Blob {
     }
 
     /// True where `piece` is held and verified; false where it is not held.
-    fn verify_piece(&self, piece: PieceIndex) -> Result<bool, StoreError> {
+    pub(crate) fn verify_piece(&self, piece: PieceIndex) -> Result<bool, StoreError> {
         loop {
             match self.look(piece) {
                 Look::Verified => return Ok(true),

@@ -122,6 +122,10 @@ pub enum StoreError {
     /// The bytes were dropped by a failed flush while the operation ran.
     #[error("piece {0} was dropped while it was being written; write it again")]
     Dropped(PieceIndex),
+    /// Bytes of the piece that are being read where they lie could not be moved out of the way; nothing
+    /// was written. It can be tried again, and will work once its readers are done.
+    #[error("piece {0} is being read and could not be overwritten; write it again")]
+    BeingRead(PieceIndex),
     /// A proof of the sha256 that is for another blob, or older than the blob's last change.
     #[error("the proof of {0}'s sha256 is outdated: hash the blob again")]
     StaleProof(BlobDigest),

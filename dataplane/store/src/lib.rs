@@ -15,6 +15,9 @@
 //! - **Whatever is in doubt is forgotten.** Metadata that does not parse, or does not fit its place,
 //!   costs a download, never an error.
 //!
+//! - **Lent bytes never change.** [`Blob::slice`] lends a blob's bytes where they lie in the page cache;
+//!   whatever becomes of the blob, they stay what they were while somebody has them.
+//!
 //! Every call may block on the disk: call from threads that may. All types are shared freely
 //! between threads, and no lock is held while the disk works but the one that orders flushes.
 //! A store shuts down when its last clone and the last blob are dropped.
@@ -30,15 +33,17 @@ mod hash;
 mod map;
 pub mod meta;
 mod open;
+mod parts;
 mod place;
 mod registry;
+mod slice;
 mod state;
 mod store;
 mod write;
 
 pub use blob::Blob;
 pub use error::StoreError;
-pub use fs::{FileSystem, LockError, MappedFile, OsFileSystem, StoreFile};
+pub use fs::{FileSystem, LentBytes, LockError, MappedData, MappedFile, OsFileSystem, StoreFile};
 pub use hash::{Sha256Progress, Sha256Proof, Sha256Verdict};
 pub use meta::PieceProof;
 pub use store::{BlobSummary, Store, StoreConfig};

@@ -9,6 +9,7 @@ use pantala_wire::{BlobDigest, PieceSet};
 use crate::blob::{Blob, Inner};
 use crate::error::StoreError;
 use crate::file::{Files, Found, Unusable, allocated_bytes};
+use crate::map::lend::Lending;
 use crate::meta::Header;
 use crate::place::Place;
 use crate::registry::{Entry, Room, Slot};
@@ -54,9 +55,10 @@ impl Store {
                     entry.slot = Slot::Opening;
                     entry.last_access = access;
                     let incarnation = entry.incarnation;
+                    let lending = Arc::clone(&entry.lending);
                     let opened = MutexGuard::unlocked(&mut reg, || {
                         let guard = OpeningGuard(&self.0, digest);
-                        let opened = self.load(digest, parked, incarnation);
+                        let opened = self.load(digest, parked, incarnation, lending);
                         std::mem::forget(guard);
                         opened
                     });
@@ -97,6 +99,7 @@ impl Store {
         digest: &BlobDigest,
         parked: Option<Box<State>>,
         incarnation: u64,
+        lending: Arc<Lending>,
     ) -> Result<Arc<Inner>, Unusable> {
         let place = Place::of(&self.0.config.dir, digest);
         let (files, Found { head, mut durable }) = Files::open(self.0.fs.as_ref(), place)?;
@@ -123,6 +126,7 @@ impl Store {
             self.0.clone(),
             files,
             incarnation,
+            lending,
             state,
             durable,
         ))
@@ -155,6 +159,7 @@ impl Store {
             }
         }
         let incarnation = reg.next_incarnation();
+        let lending: Arc<Lending> = Arc::default();
         let entry = Entry {
             size: header.layout().blob_size(),
             allocated_bytes: needed_bytes,
@@ -163,6 +168,7 @@ impl Store {
             last_access: reg.next_access(),
             slot: Slot::Opening,
             incarnation,
+            lending: Arc::clone(&lending),
         };
         reg.entries.insert(*header.digest(), entry);
         drop(reg);
@@ -174,7 +180,7 @@ impl Store {
                 let count = header.layout().piece_count();
                 let none = PieceSet::empty(count);
                 let state = State::new(*header.layout(), none.clone(), false);
-                let inner = Inner::new(self.0.clone(), files, incarnation, state, none);
+                let inner = Inner::new(self.0.clone(), files, incarnation, lending, state, none);
                 let mut reg = self.0.registry.lock();
                 Ok(Some(self.opened(&mut reg, header.digest(), inner)))
             }

@@ -1,11 +1,12 @@
 //! Which blobs a store has, what they take, and which of them has to go. No I/O.
 
 use std::collections::HashMap;
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use pantala_wire::BlobDigest;
 
 use crate::blob::Inner;
+use crate::map::lend::Lending;
 use crate::state::State;
 
 /// Access counts above this were not counted, they are damage: no store lives long enough.
@@ -32,6 +33,8 @@ pub(crate) struct Entry {
     pub(crate) slot: Slot,
     /// Tells these files from earlier and later ones of the same blob.
     pub(crate) incarnation: u64,
+    /// Slices outlive the blob they were lent by: whoever opens the files next must know of them.
+    pub(crate) lending: Arc<Lending>,
 }
 
 /// What to do so that a number of bytes fits.

@@ -12,6 +12,7 @@ use crate::blob::Blob;
 use crate::error::StoreError;
 use crate::file::{Files, Found, Unusable, allocated_bytes};
 use crate::fs::{FileSystem, LockError, OsFileSystem};
+use crate::map::lend::AddressSpace;
 use crate::meta::Header;
 use crate::place::{Place, blobs_dir};
 use crate::registry::{Entry, Registry, Slot};
@@ -79,6 +80,7 @@ pub(crate) struct StoreInner {
     pub(crate) registry: Mutex<Registry>,
     /// A slot has changed, or bytes were freed.
     pub(crate) changed: Condvar,
+    pub(crate) address_space: Arc<AddressSpace>,
     _lock: Box<dyn Send + Sync>,
 }
 
@@ -124,6 +126,7 @@ impl Store {
             fs,
             registry: Mutex::default(),
             changed: Condvar::new(),
+            address_space: Arc::default(),
             config,
             _lock: lock,
         };
@@ -343,6 +346,7 @@ fn found_entry(files: &Files, found: &Found) -> Entry {
         last_access: found.head.last_access,
         slot: Slot::Idle(None),
         incarnation: 0,
+        lending: Arc::default(),
     }
 }
 

@@ -1,10 +1,14 @@
 //! Writing to a blob: groups, commits, discards.
 
-use pantala_wire::{Claim, GROUP_SIZE, GroupDigest, PieceIndex, tree::group_digests};
+use std::ops::Range;
+
+use bytes::Bytes;
+use pantala_wire::{Claim, GROUP_SIZE, GroupDigest, PieceIndex};
 
 use crate::blob::{Blob, Inner};
 use crate::error::StoreError;
 use crate::meta::PieceProof;
+use crate::parts::Parts;
 use crate::state::{Busy, State, Turn};
 
 impl Blob {
@@ -19,9 +23,10 @@ impl Blob {
     /// [`StoreError::Io`]. What was not written is not readable; groups of earlier pieces of the
     /// same call may be.
     pub fn write_groups(&self, offset: u64, data: &[u8]) -> Result<Vec<GroupDigest>, StoreError> {
-        self.check_bounds(offset, data.len())?;
-        let digests = group_digests(offset, data);
-        self.write_hashed(offset, data, &digests)?;
+        let parts = Parts::new([data]);
+        self.check_bounds(offset, parts.len())?;
+        let digests = parts.group_digests(offset);
+        self.write_hashed(offset, &parts, &digests)?;
         Ok(digests)
     }
 
@@ -36,15 +41,39 @@ impl Blob {
         data: &[u8],
         expected: &[GroupDigest],
     ) -> Result<(), StoreError> {
-        self.check_bounds(offset, data.len())?;
-        let digests = group_digests(offset, data);
+        self.write_verified(offset, &Parts::new([data]), expected)
+    }
+
+    /// As [`Self::write_verified_groups`], of bytes in many slices, which lie one behind the other:
+    /// those of a stream, as they were decrypted.
+    ///
+    /// # Errors
+    /// As [`Self::write_verified_groups`].
+    pub fn write_verified_slices(
+        &self,
+        offset: u64,
+        slices: &[Bytes],
+        expected: &[GroupDigest],
+    ) -> Result<(), StoreError> {
+        let parts = Parts::new(slices.iter().map(|slice| &slice[..]));
+        self.write_verified(offset, &parts, expected)
+    }
+
+    fn write_verified(
+        &self,
+        offset: u64,
+        parts: &Parts<'_>,
+        expected: &[GroupDigest],
+    ) -> Result<(), StoreError> {
+        self.check_bounds(offset, parts.len())?;
+        let digests = parts.group_digests(offset);
         if digests != expected {
             let right = digests.iter().zip(expected).take_while(|(a, b)| a == b);
             return Err(StoreError::WrongGroup {
                 offset: offset + right.count() as u64 * GROUP_SIZE,
             });
         }
-        self.write_hashed(offset, data, &digests)
+        self.write_hashed(offset, parts, &digests)
     }
 
     /// Makes `piece` held: its groups are all written and merge into the digest of `claim`. The
@@ -126,35 +155,40 @@ impl Blob {
     fn write_hashed(
         &self,
         offset: u64,
-        data: &[u8],
+        parts: &Parts<'_>,
         digests: &[GroupDigest],
     ) -> Result<(), StoreError> {
         let layout = self.layout();
+        let end = offset + parts.len() as u64;
         let mut at = offset;
-        let mut rest = (data, digests);
-        while let Some(piece) = layout.piece_at(at).filter(|_| !rest.0.is_empty()) {
+        let mut digests_rest = digests;
+        while let Some(piece) = layout.piece_at(at).filter(|_| at < end) {
             let range = layout
                 .piece_range(piece)
                 .ok_or(StoreError::NoSuchPiece(piece))?;
-            let len = (range.end() - at).min(rest.0.len() as u64);
-            let (data, data_rest) = rest.0.split_at(len as usize);
-            let (digests, digests_rest) = rest.1.split_at(len.div_ceil(GROUP_SIZE) as usize);
+            let len = range.end().min(end) - at;
+            let digests;
+            (digests, digests_rest) = digests_rest.split_at(len.div_ceil(GROUP_SIZE) as usize);
             let first = ((at - range.start()) / GROUP_SIZE) as usize;
-            self.write_in_piece(piece, first, range.start(), data, digests)?;
+            let start = (at - offset) as usize;
+            let of_piece = start..start + len as usize;
+            self.write_in_piece(piece, first, parts, of_piece, digests)?;
             at += len;
-            rest = (data_rest, digests_rest);
         }
         Ok(())
     }
 
+    /// Writes `of_piece`, a range of `parts`, to the groups of `piece` from `first` on. Everything that
+    /// is ever written to a data file is written here: the lender's rule depends on it.
     fn write_in_piece(
         &self,
         piece: PieceIndex,
         first: usize,
-        piece_start: u64,
-        data: &[u8],
+        parts: &Parts<'_>,
+        of_piece: Range<usize>,
         digests: &[GroupDigest],
     ) -> Result<(), StoreError> {
+        let first_of_piece = u64::from(piece.0) * u64::from(self.layout().groups_per_piece());
         let mut state = self.0.state.lock();
         let turns = loop {
             match state.begin_write(piece, first, digests)? {
@@ -170,17 +204,33 @@ impl Blob {
             .collect();
         for mut turn in turns {
             let groups = turn.turn.groups();
-            let start = (groups.start - first) * GROUP_SIZE as usize;
-            let end = ((groups.end - first) * GROUP_SIZE as usize).min(data.len());
-            let offset = piece_start + groups.start as u64 * GROUP_SIZE;
+            let in_blob = first_of_piece + groups.start as u64..first_of_piece + groups.end as u64;
+            self.free_of_readers(piece, in_blob.clone())?;
+            let start = of_piece.start + (groups.start - first) * GROUP_SIZE as usize;
+            let end = of_piece.start + (groups.end - first) * GROUP_SIZE as usize;
+            let mut slices = parts.slices(start..end.min(of_piece.end));
             self.0
                 .files
                 .data
-                .write_all_at(&data[start..end], offset)
+                .write_vectored_at(&mut slices, in_blob.start * GROUP_SIZE)
                 .map_err(|e| StoreError::io("write", &self.0.files.place.data, e))?;
             turn.succeed(Some(&digests[groups.start - first..groups.end - first]))?;
         }
         Ok(())
+    }
+
+    /// Makes sure that nobody sees a write to `groups` of the blob, which this caller has the turn to.
+    fn free_of_readers(&self, piece: PieceIndex, groups: Range<u64>) -> Result<(), StoreError> {
+        let Some(lender) = self.0.lending.current() else {
+            return Ok(());
+        };
+        let data = &self.0.files.data;
+        lender
+            .detach(groups, |out, offset| data.read_exact_at(out, offset))
+            .map_err(|error| {
+                tracing::warn!(blob = %self.digest(), %piece, %error, "a piece that is being read cannot be replaced now");
+                StoreError::BeingRead(piece)
+            })
     }
 
     fn check_held(&self, piece: PieceIndex, claim: &Claim) -> Result<(), StoreError> {

@@ -8,14 +8,18 @@ mod rig;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use pantala_store::{Blob, Sha256Progress, Sha256Verdict, Store, StoreConfig, StoreError};
-use pantala_wire::{GROUP_SIZE, PieceIndex};
+use pantala_wire::tree::group_digests;
+use pantala_wire::{ByteRange, GROUP_SIZE, PieceIndex};
 use rig::sim::SimFs;
 use rig::{Rng, Sample, Seed, seeds};
 
 const GROUP: usize = GROUP_SIZE as usize;
 const RUNS_PER_SEED: usize = 4;
 const STEPS_PER_RUN: u64 = 60;
+/// Slices kept while other things happen; the disk of the test checks that nothing is written to them.
+const SLICES_MAX: usize = 8;
 
 struct Machine {
     fs: SimFs,
@@ -26,6 +30,7 @@ struct Machine {
     evicts: bool,
     store: Option<Store>,
     open: BTreeMap<usize, Blob>,
+    slices: Vec<Bytes>,
     /// Pieces that must survive, per sample.
     kept: Vec<BTreeSet<u32>>,
     /// Bytes may have rotted: promises of survival are off, those of right bytes are not.
@@ -67,6 +72,7 @@ impl Machine {
             rng,
             store: None,
             open: BTreeMap::new(),
+            slices: Vec::new(),
             rotten: false,
         }
     }
@@ -111,6 +117,7 @@ impl Machine {
 
     fn stop(&mut self) {
         self.open.clear();
+        self.slices.clear();
         self.store = None;
     }
 
@@ -126,6 +133,7 @@ impl Machine {
                 | StoreError::Corrupt { .. }
                 | StoreError::AlreadyHeld(_)
                 | StoreError::Unwritten(_)
+                | StoreError::BeingRead(_)
                 | StoreError::Dropped(_),
             ) => None,
             Err(error) => panic!("{error}"),
@@ -194,7 +202,16 @@ impl Machine {
                 let count = self.rng.below(groups - first as u64) as usize + 1;
                 let range = first * GROUP..((first + count) * GROUP).min(bytes.len());
                 let at = start + range.start as u64;
-                self.tolerate(blob.write_groups(at, &bytes[range]));
+                let bytes = &bytes[range];
+                if self.rng.chance(50) {
+                    self.tolerate(blob.write_groups(at, bytes));
+                    return;
+                }
+                let part_len = self.rng.below(2 * GROUP_SIZE) as usize + 1;
+                let parts: Vec<Bytes> =
+                    bytes.chunks(part_len).map(Bytes::copy_from_slice).collect();
+                let digests = group_digests(at, bytes);
+                self.tolerate(blob.write_verified_slices(at, &parts, &digests));
             }
             30..50 if there => {
                 self.tolerate(sample.put(&blob, piece));
@@ -214,7 +231,26 @@ impl Machine {
                     assert_eq!(blob.unflushed_bytes(), 0);
                 }
             }
-            60..80 if there => {
+            60..70 if there => {
+                let start = self.rng.below(size);
+                let end = start + self.rng.below((size - start).min(3 << 20)) + 1;
+                let range = ByteRange::new(start, end).unwrap();
+                let readable = blob.readable_from(start) >= end;
+                if let Some(slice) = self.tolerate(blob.slice(range)) {
+                    assert_eq!(slice.is_some(), readable);
+                    let right = &sample.bytes[start as usize..end as usize];
+                    assert!(
+                        slice.as_ref().is_none_or(|slice| slice == right),
+                        "wrong bytes"
+                    );
+                    if self.slices.len() == SLICES_MAX {
+                        let gone = self.rng.below(SLICES_MAX as u64) as usize;
+                        self.slices.swap_remove(gone);
+                    }
+                    self.slices.extend(slice);
+                }
+            }
+            70..80 if there => {
                 let offset = self.rng.below(size);
                 let len = self.rng.below((size - offset).min(3 << 20)) as usize + 1;
                 let readable = blob.readable_from(offset);

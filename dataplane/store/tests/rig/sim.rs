@@ -8,17 +8,23 @@
 //!   creation and removal of names in directories that were not synced;
 //! - a sync fails: what it should have made durable never will be, and may vanish from the page
 //!   cache at once;
-//! - bytes rot on the disk.
+//! - bytes rot on the disk;
+//! - a file cannot be mapped, or its pages not be read in.
+//!
+//! It also watches over what is lent: a write to bytes that somebody reads where they lie, and a copy put
+//! in their place that is not the same, end the test.
 //!
 //! Not modelled: a disk that lies about a sync that it says has worked.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::io;
+use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use pantala_store::{FileSystem, LockError, MappedFile, StoreFile};
+use pantala_store::{FileSystem, LentBytes, LockError, MappedData, MappedFile, StoreFile};
+use pantala_wire::ByteRange;
 
 use super::Rng;
 
@@ -39,11 +45,28 @@ struct Inode {
     pending: Vec<(usize, Vec<u8>)>,
 }
 
+/// Bytes lent by a mapping.
+struct Loan {
+    inode: usize,
+    map: usize,
+    range: Range<usize>,
+    /// What its reader sees.
+    bytes: Vec<u8>,
+}
+
+fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
+    a.start < b.end && b.start < a.end
+}
+
 struct World {
     rng: Rng,
     names: BTreeMap<PathBuf, Name>,
     durable_names: BTreeMap<PathBuf, Name>,
     inodes: Vec<Inode>,
+    loans: BTreeMap<usize, Loan>,
+    /// Of each mapping, where it shows copies.
+    detached: Vec<Vec<Range<usize>>>,
+    loan_count: usize,
     operations: u64,
     crash_at: Option<u64>,
     /// Per 10,000 operations.
@@ -81,6 +104,33 @@ impl World {
         self.crash_at.is_some_and(|at| self.operations > at)
     }
 
+    /// Ends the test where somebody reads what is about to change.
+    fn check_readers(&self, inode: usize, range: &Range<usize>) {
+        for loan in self.loans.values().filter(|loan| loan.inode == inode) {
+            let mut at = loan.range.start.max(range.start);
+            let end = loan.range.end.min(range.end);
+            // Detached ranges do not overlap: each leads on to the next.
+            while at < end {
+                let detached = self.detached[loan.map].iter().find(|d| d.contains(&at));
+                at = detached
+                    .unwrap_or_else(|| panic!("byte {at} was written to under its reader"))
+                    .end;
+            }
+        }
+    }
+
+    /// The disk has changed bytes behind everybody's back: whoever reads them where they lie sees it.
+    fn show_readers(&mut self, inode: usize) {
+        for loan in self.loans.values_mut().filter(|loan| loan.inode == inode) {
+            let detached = &self.detached[loan.map];
+            for (at, byte) in loan.range.clone().zip(&mut loan.bytes) {
+                if !detached.iter().any(|range| range.contains(&at)) {
+                    *byte = self.inodes[inode].cache[at];
+                }
+            }
+        }
+    }
+
     fn used(&self) -> u64 {
         let files = self.names.values().map(|name| match name {
             Name::Dir => 0,
@@ -97,6 +147,9 @@ impl SimFs {
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
             inodes: Vec::new(),
+            loans: BTreeMap::new(),
+            detached: Vec::new(),
+            loan_count: 0,
             operations: 0,
             crash_at: None,
             fault_rate: 0,
@@ -150,10 +203,10 @@ impl SimFs {
     /// Flips some bits of a file, on the disk and in the cache.
     pub(crate) fn rot(&self, path: &Path, rng: &mut Rng) {
         let mut world = self.world();
-        let Some(Name::File(inode)) = world.names.get(path).cloned() else {
+        let Some(Name::File(number)) = world.names.get(path).cloned() else {
             return;
         };
-        let inode = &mut world.inodes[inode];
+        let inode = &mut world.inodes[number];
         for _ in 0..=rng.below(3) {
             if inode.cache.is_empty() {
                 return;
@@ -163,6 +216,7 @@ impl SimFs {
             inode.cache[at] ^= bit;
             inode.disk[at] ^= bit;
         }
+        world.show_readers(number);
     }
 
     /// Ends the crash: what reads see is what the disk kept. Everything that has the files open
@@ -366,8 +420,15 @@ impl StoreFile for SimFile {
         Ok(())
     }
 
+    fn write_vectored_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let bytes: Vec<u8> = parts.iter().flat_map(|part| part.to_vec()).collect();
+        self.write_all_at(&bytes, offset)
+    }
+
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut world = self.0.world();
+        let start = offset as usize;
+        world.check_readers(self.1, &(start..start + bytes.len()));
         let mut result = world.step();
         if result.is_ok() && world.full {
             result = Err(failed(ENOSPC));
@@ -377,7 +438,6 @@ impl StoreFile for SimFile {
             Ok(()) => bytes.len(),
             Err(_) => world.rng.below(bytes.len() as u64 + 1) as usize,
         };
-        let start = offset as usize;
         let inode = &mut world.inodes[self.1];
         assert!(
             start + bytes.len() <= inode.cache.len(),
@@ -407,6 +467,7 @@ impl StoreFile for SimFile {
                 let end = start + bytes.len();
                 inode.cache[start..end].copy_from_slice(&inode.disk[start..end]);
             }
+            world.show_readers(self.1);
         }
         result
     }
@@ -414,6 +475,113 @@ impl StoreFile for SimFile {
     fn map(&self) -> io::Result<Box<dyn MappedFile>> {
         self.0.world().step()?;
         Ok(Box::new(SimMap(self.0.clone(), self.1)))
+    }
+
+    fn map_data(&self) -> io::Result<Arc<dyn MappedData>> {
+        let mut world = self.0.world();
+        world.step()?;
+        world.detached.push(Vec::new());
+        Ok(Arc::new(SimData {
+            fs: self.0.clone(),
+            inode: self.1,
+            map: world.detached.len() - 1,
+        }))
+    }
+}
+
+struct SimData {
+    fs: SimFs,
+    inode: usize,
+    map: usize,
+}
+
+fn span(range: ByteRange) -> Range<usize> {
+    range.start() as usize..range.end() as usize
+}
+
+impl MappedData for SimData {
+    fn populate(&self, range: ByteRange) -> io::Result<()> {
+        let mut world = self.fs.world();
+        world.step()?;
+        let bytes = world.inodes[self.inode].cache.get(span(range));
+        bytes.map(drop).ok_or(io::ErrorKind::UnexpectedEof.into())
+    }
+
+    unsafe fn lend(self: Arc<Self>, range: ByteRange) -> io::Result<LentBytes> {
+        let mut world = self.fs.world();
+        world.step()?;
+        let range = span(range);
+        let bytes: Arc<[u8]> = world.inodes[self.inode]
+            .cache
+            .get(range.clone())
+            .ok_or(io::ErrorKind::UnexpectedEof)?
+            .into();
+        let stale = world.detached[self.map].iter().any(|d| overlap(d, &range));
+        assert!(!stale, "what shows a copy was lent again");
+        world.loan_count += 1;
+        let number = world.loan_count;
+        let loan = Loan {
+            inode: self.inode,
+            map: self.map,
+            range,
+            bytes: bytes.to_vec(),
+        };
+        world.loans.insert(number, loan);
+        drop(world);
+        Ok(Box::new(SimLent {
+            map: self,
+            number,
+            bytes,
+        }))
+    }
+
+    unsafe fn detach(&self, offset: u64, copy: &[u8]) -> io::Result<()> {
+        let mut world = self.fs.world();
+        world.step()?;
+        let start = offset as usize;
+        let range = start..start + copy.len();
+        for loan in world.loans.values().filter(|loan| loan.map == self.map) {
+            let (from, to) = (
+                range.start.max(loan.range.start),
+                range.end.min(loan.range.end),
+            );
+            for at in from..to.max(from) {
+                assert_eq!(
+                    copy[at - start],
+                    loan.bytes[at - loan.range.start],
+                    "byte {at} changed under its reader"
+                );
+            }
+        }
+        world.detached[self.map].push(range);
+        Ok(())
+    }
+
+    unsafe fn release(&self, range: ByteRange) -> io::Result<()> {
+        let mut world = self.fs.world();
+        let range = span(range);
+        let mut loans = world.loans.values();
+        let lent = loans.any(|loan| loan.map == self.map && overlap(&loan.range, &range));
+        assert!(!lent, "memory was given back under its reader");
+        world.step()
+    }
+}
+
+struct SimLent {
+    map: Arc<SimData>,
+    number: usize,
+    bytes: Arc<[u8]>,
+}
+
+impl AsRef<[u8]> for SimLent {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for SimLent {
+    fn drop(&mut self) {
+        self.map.fs.world().loans.remove(&self.number);
     }
 }
 

@@ -1,11 +1,15 @@
-//! The one place with unsafe code: reading a mapped file.
+//! The one place with unsafe code: mapped files.
 //!
-//! No reference to mapped bytes is ever made: they are copied out by atomic loads, so that a write
-//! to the file in the same moment yields old or new bytes and nothing worse.
+//! Metadata changes while it is mapped: no reference to its bytes is ever made, they are copied out
+//! by atomic loads, so that a write to the file in the same moment yields old or new bytes and nothing
+//! worse. A blob's data ([`data`]) is lent by reference, under rules that [`lend`] keeps.
 #![allow(
     unsafe_code,
     reason = "a mapping is memory that the compiler knows nothing about"
 )]
+
+pub(crate) mod data;
+pub(crate) mod lend;
 
 use std::fs::File;
 use std::io;
