@@ -115,8 +115,11 @@ pub struct Limits {
     /// Silence after which a sign of life is sent; at most a third of `idle_timeout`, so that one lost
     /// packet costs no connection.
     pub keep_alive: Duration,
-    /// Largest UDP payload to look for on a path: 9000 less IPv6 and UDP headers.
+    /// Largest UDP payload to look for on a path: the search ends there or at the route's MTU, and
+    /// loopback takes what one call takes.
     pub udp_payload_max_bytes: u16,
+    /// Threads with a ring of their own; 0 for one a core, at most eight. The tokio driver has none.
+    pub threads: usize,
     /// Size asked for each of the socket's kernel buffers; the kernel may give less.
     pub socket_buffer_bytes: usize,
 }
@@ -124,7 +127,7 @@ pub struct Limits {
 /// Smallest share of a budget that a connection can work with: two groups of 64 KiB.
 const WINDOW_SHARE_MIN_BYTES: u64 = 128 * 1024;
 /// QUIC's smallest maximum of UDP payloads (RFC 9000, section 14).
-const UDP_PAYLOAD_MIN_BYTES: u16 = 1200;
+pub(crate) const UDP_PAYLOAD_MIN_BYTES: u16 = 1200;
 
 impl Default for Limits {
     fn default() -> Self {
@@ -141,7 +144,8 @@ impl Default for Limits {
             send_budget_bytes: 32 << 20,
             idle_timeout: Duration::from_secs(10),
             keep_alive: Duration::from_secs(3),
-            udp_payload_max_bytes: 8952,
+            udp_payload_max_bytes: 65_000,
+            threads: 0,
             socket_buffer_bytes: 4 << 20,
         }
     }

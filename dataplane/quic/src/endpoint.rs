@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tracing::{Instrument, debug, info_span};
 
 use crate::admission::Admission;
-use crate::config::{DriverKind, DriverReport, EndpointConfig, Limits};
+use crate::config::{DriverReport, EndpointConfig, Limits};
 use crate::connection::Connection;
 use crate::driver;
 use crate::error::{BindError, CloseReason, Error};
@@ -72,13 +72,13 @@ impl Endpoint {
         config.limits.validate()?;
         let tls = Tls::new(&config.identity)?;
         let node = tls.node;
-        let driver =
-            driver::Endpoint::bind(config.listen, &config.limits, tls).map_err(|source| {
-                BindError::Socket {
+        let (driver, report) =
+            driver::Endpoint::bind(config.driver, config.listen, &config.limits, &tls).map_err(
+                |source| BindError::Socket {
                     address: config.listen,
                     source,
-                }
-            })?;
+                },
+            )?;
         let shared = Arc::new(Shared {
             driver,
             node,
@@ -87,10 +87,7 @@ impl Endpoint {
                 handshakes: 0,
             }),
             limits: config.limits,
-            report: DriverReport {
-                kind: DriverKind::Tokio,
-                why: "the only driver".into(),
-            },
+            report,
         });
         let (sender, accepted) = mpsc::channel(ACCEPT_QUEUE_MAX);
         tokio::spawn(take_in(shared.clone(), sender).instrument(info_span!("peers")));

@@ -7,8 +7,8 @@
 //!
 //! The public types hold the policy: who is let in ([`Endpoint::shut_out`]), how many connections there
 //! may be and how much memory they may take ([`Limits`]). The mechanics (packets, timers, sockets) sit in
-//! the private `driver` module, behind four types. Today's driver is quinn on tokio; a driver on an
-//! io_uring loop takes its place beside it without a change to the types here.
+//! the private `driver` module, behind four types: own threads with an io_uring each, and quinn on tokio
+//! where the kernel forbids that ([`DriverChoice`]).
 //!
 //! An endpoint shuts down with [`Endpoint::close`], or when it is dropped. A connection ends when it is
 //! closed, when its last handle and stream are dropped, or when its peer is silent for
@@ -35,3 +35,11 @@ pub use endpoint::Endpoint;
 pub use error::{BindError, Blame, CloseReason, Error};
 pub use identity::{ALPN, IdentityError, SERVER_NAME};
 pub use stream::{RecvStream, SendStream};
+
+/// Whether the ring driver works here, or why not.
+///
+/// # Errors
+/// The reason, for an operator.
+pub fn probe_ring() -> Result<(), String> {
+    pantala_uring::probe().map_err(|error| error.to_string())
+}

@@ -1,6 +1,6 @@
-//! quinn's errors in our words.
+//! quinn-proto's errors in our words.
 
-use quinn::{ConnectError, ConnectionError, ReadError, TransportErrorCode, WriteError};
+use quinn_proto::{ConnectError, ConnectionError, TransportErrorCode};
 
 use crate::error::{CloseReason, Error};
 
@@ -60,23 +60,5 @@ pub(super) fn connect_error(error: ConnectError) -> Error {
         ConnectError::EndpointStopping => Error::EndpointClosed,
         ConnectError::InvalidRemoteAddress(address) => Error::Address(address),
         other => Error::Transport(other.to_string()),
-    }
-}
-
-pub(super) fn read_error(error: ReadError) -> Error {
-    match error {
-        ReadError::Reset(_) => Error::StreamReset,
-        ReadError::ConnectionLost(error) => connection_error(error),
-        ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => {
-            Error::StreamClosed
-        }
-    }
-}
-
-pub(super) fn write_error(error: WriteError) -> Error {
-    match error {
-        WriteError::Stopped(_) => Error::StreamStopped,
-        WriteError::ConnectionLost(error) => connection_error(error),
-        WriteError::ClosedStream | WriteError::ZeroRttRejected => Error::StreamClosed,
     }
 }

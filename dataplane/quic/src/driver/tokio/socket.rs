@@ -24,9 +24,8 @@ use tokio::sync::Notify;
 use tracing::{debug, info};
 
 use crate::config::Limits;
+use crate::driver::setup::CALL_BYTES_MAX;
 
-/// Most bytes of one call: a UDP datagram's 65,507, less room for what the kernel adds.
-const CALL_BYTES_MAX: usize = 65_000;
 /// Most bytes that a receive with coalescing returns at once.
 const RECEIVE_BYTES_MAX: usize = 65_535;
 /// Datagrams in a full hand of quinn's (its `MAX_TRANSMIT_SEGMENTS`).
@@ -199,7 +198,7 @@ impl AsyncUdpSocket for MergingSocket {
             self.send(&mut batch, true)?;
         }
         let is_full_hand = length >= FULL_HAND * head.segment_size;
-        if batch.head.is_none() && !is_full_hand {
+        if batch.head.is_none() && !is_full_hand && length <= CALL_BYTES_MAX {
             return self.inner.try_send(transmit);
         }
         if batch.bytes.len() >= CALL_BYTES_MAX {

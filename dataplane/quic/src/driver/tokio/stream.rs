@@ -1,13 +1,11 @@
 //! Both halves of a stream.
 
 use bytes::Bytes;
-use quinn::{StoppedError, VarInt};
+use quinn::{ReadError, StoppedError, WriteError};
 
-use super::errors::{connection_error, read_error, write_error};
+use crate::driver::errors::connection_error;
+use crate::driver::setup::CANCELLED;
 use crate::error::Error;
-
-/// The one code with which streams are reset and stopped: not wanted any more. Why is said in frames.
-const CANCELLED: VarInt = VarInt::from_u32(1);
 
 #[derive(Debug)]
 pub(crate) struct SendStream(pub(super) quinn::SendStream);
@@ -26,7 +24,6 @@ impl SendStream {
         let _ = self.0.reset(CANCELLED);
     }
 
-    /// Streams of a higher rank are sent first.
     pub(crate) fn set_rank(&mut self, rank: i32) {
         // An error means that the stream is over already.
         let _ = self.0.set_priority(rank);
@@ -85,5 +82,23 @@ impl RecvStream {
     pub(crate) fn stop(&mut self) {
         // An error means that the stream is over already.
         let _ = self.quinn.stop(CANCELLED);
+    }
+}
+
+pub(super) fn read_error(error: ReadError) -> Error {
+    match error {
+        ReadError::Reset(_) => Error::StreamReset,
+        ReadError::ConnectionLost(error) => connection_error(error),
+        ReadError::ClosedStream | ReadError::IllegalOrderedRead | ReadError::ZeroRttRejected => {
+            Error::StreamClosed
+        }
+    }
+}
+
+fn write_error(error: WriteError) -> Error {
+    match error {
+        WriteError::Stopped(_) => Error::StreamStopped,
+        WriteError::ConnectionLost(error) => connection_error(error),
+        WriteError::ClosedStream | WriteError::ZeroRttRejected => Error::StreamClosed,
     }
 }

@@ -1,13 +1,11 @@
 //! Garbage on the port, floods and limits: an endpoint goes on for those it should serve.
 
-mod cluster;
-
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::cluster::{Authority, Noise, connect, limits, soon};
 use bytes::Bytes;
-use cluster::{Authority, Noise, connect, limits, soon};
 use pantala_quic::{CloseReason, Error, Limits};
 use pantala_wire::Priority;
 
@@ -51,7 +49,7 @@ async fn captured_initials(authority: &Authority) -> Vec<Vec<u8>> {
     for _ in 0..4 {
         let client = authority.node();
         let attempt = tokio::spawn(async move {
-            let _ = client.connect(address, cluster::stranger()).await;
+            let _ = client.connect(address, super::cluster::stranger()).await;
         });
         let mut buffer = vec![0; 2048];
         let (length, _) = soon(trap.recv_from(&mut buffer)).await.unwrap();
@@ -193,7 +191,7 @@ async fn addresses_that_cannot_be_reached_from_the_socket_are_named() {
     let node = authority.node();
     for address in ["[::1]:1", "127.0.0.1:0"] {
         let address: SocketAddr = address.parse().unwrap();
-        let error = soon(node.connect(address, cluster::stranger()))
+        let error = soon(node.connect(address, super::cluster::stranger()))
             .await
             .unwrap_err();
         assert_eq!(error, Error::Address(address));

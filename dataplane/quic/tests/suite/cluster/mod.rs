@@ -1,7 +1,5 @@
 //! A cluster in miniature: an authority, nodes with certificates of it, endpoints on loopback.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
-
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
@@ -94,7 +92,7 @@ pub(crate) fn endpoint(identity: NodeIdentity, limits: Limits) -> Endpoint {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         identity,
         limits,
-        driver: pantala_quic::DriverChoice::default(),
+        driver: crate::DRIVER,
     })
     .unwrap()
 }

@@ -1,14 +1,12 @@
 //! Connections end for a reason that both sides are told, or that they find out in bounded time.
 
-mod cluster;
-
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::cluster::{Authority, connect, limits, soon};
 use bytes::Bytes;
-use cluster::{Authority, connect, limits, soon};
 use pantala_quic::{ALPN, Blame, CloseReason, Error, Limits};
 use pantala_wire::{NodeId, Priority};
 use rustls_pki_types::PrivatePkcs8KeyDer;
@@ -108,7 +106,7 @@ async fn connecting_to_nobody_fails_in_bounded_time() {
         ..limits()
     });
     let silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-    let error = soon(node.connect(silent.local_addr().unwrap(), cluster::stranger()))
+    let error = soon(node.connect(silent.local_addr().unwrap(), super::cluster::stranger()))
         .await
         .unwrap_err();
     assert_eq!(error, Error::TimedOut);
@@ -136,7 +134,7 @@ fn mute_server(authority: &Authority) -> (quinn::Endpoint, NodeId) {
         (Ipv4Addr::LOCALHOST, 0).into(),
     )
     .unwrap();
-    (server, cluster::endpoint(identity, limits()).node())
+    (server, super::cluster::endpoint(identity, limits()).node())
 }
 
 #[tokio::test]
@@ -232,7 +230,7 @@ async fn a_peer_that_was_killed_and_restarted_is_found_out_before_any_timeout() 
     let other_runtime = tokio::runtime::Runtime::new().unwrap();
     let b = {
         let _inside = other_runtime.enter();
-        cluster::endpoint(identity.clone(), patient.clone())
+        super::cluster::endpoint(identity.clone(), patient.clone())
     };
     let (here, there) = soon(connect(&a, &b)).await;
     let address = b.local_addr();
@@ -245,7 +243,7 @@ async fn a_peer_that_was_killed_and_restarted_is_found_out_before_any_timeout() 
                 listen: address,
                 identity: identity.clone(),
                 limits: patient.clone(),
-                driver: pantala_quic::DriverChoice::default(),
+                driver: crate::DRIVER,
             };
             match pantala_quic::Endpoint::bind(config) {
                 Ok(endpoint) => break endpoint,

@@ -1,13 +1,11 @@
 //! What is said on streams arrives whole, in order of urgency, or fails for what it is.
 
-mod cluster;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::cluster::{Authority, Noise, connect, limits, soon};
 use bytes::Bytes;
-use cluster::{Authority, Noise, connect, limits, soon};
 use pantala_quic::{Blame, Connection, Error, Limits, RecvStream, SendStream};
 use pantala_wire::Priority;
 use pantala_wire::frame::{FRAME_SIZE_MAX, FrameError};

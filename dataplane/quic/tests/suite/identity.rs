@@ -1,8 +1,6 @@
 //! Only nodes of the cluster, proven and not shut out, get a connection.
 
-mod cluster;
-
-use cluster::{Authority, connect, endpoint, limits, node_key, soon, stranger};
+use super::cluster::{Authority, connect, endpoint, limits, node_key, soon, stranger};
 use pantala_quic::{
     ALPN, BindError, Blame, CloseReason, Endpoint, EndpointConfig, Error, IdentityError,
     NodeIdentity, SERVER_NAME,
@@ -145,7 +143,7 @@ async fn another_certificate_of_the_authority_does_not_pass_for_a_nodes() {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         identity: control.clone(),
         limits: limits(),
-        driver: pantala_quic::DriverChoice::default(),
+        driver: crate::DRIVER,
     });
     assert!(matches!(
         refused,
@@ -187,7 +185,7 @@ async fn identities_that_are_of_no_use_are_found_at_the_start() {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             identity,
             limits: limits(),
-            driver: pantala_quic::DriverChoice::default(),
+            driver: crate::DRIVER,
         })
         .map(|_| ())
         .unwrap_err()
