@@ -38,14 +38,36 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// Builds programs of this workspace as users run them.
+pub(crate) fn build_release(packages: &[&str]) -> Result<()> {
+    let mut command = cargo();
+    command.args(["build", "--release"]);
+    for package in packages {
+        command.args(["--package", package]);
+    }
+    let status = command.status().context("starting cargo")?;
+    if !status.success() {
+        bail!("building {} failed ({status})", packages.join(" and "));
+    }
+    Ok(())
+}
+
+/// Where the program `name` lies after [`build_release`].
+pub(crate) fn release_program(name: &str) -> PathBuf {
+    target_dir().join("release").join(name)
+}
+
+fn target_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || workspace_root().join("target"),
+        |dir| workspace_root().join(dir),
+    )
+}
+
 impl Programs {
     /// Where the programs of `profile` lie.
     pub(crate) fn locate(profile: Profile) -> Self {
-        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
-            || workspace_root().join("target"),
-            |dir| workspace_root().join(dir),
-        );
-        let dir = target.join(match profile {
+        let dir = target_dir().join(match profile {
             Profile::Debug => "debug",
             Profile::Release => "release",
         });

@@ -38,7 +38,8 @@ enum Task {
     /// Run the fuzz targets
     Fuzz(check::fuzz::Options),
     /// Measure, side by side with a baseline
-    Perf(perf::Options),
+    #[command(subcommand)]
+    Perf(perf::Benchmark),
 }
 
 fn main() -> ExitCode {
@@ -49,7 +50,7 @@ fn main() -> ExitCode {
         Task::Test(options) => check::main(&options),
         Task::E2e(options) => e2e::main(&options),
         Task::Fuzz(options) => check::fuzz::main(&options),
-        Task::Perf(options) => perf::main(&options),
+        Task::Perf(benchmark) => perf::main(&benchmark),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -41,6 +41,13 @@ pub(crate) const TESTS: &[Needed] = &[needed("podman", "podman"), needed("diff",
 pub(crate) const FUZZ: &[Needed] = &[needed("c++", "g++")];
 /// What the benchmarks need besides.
 pub(crate) const PERF: &[Needed] = &[needed("nginx", "nginx-light"), needed("curl", "curl")];
+/// What `perf transfer` needs.
+pub(crate) const TRANSFER: &[Needed] = &[
+    needed("nginx", "nginx-light"),
+    needed("ethtool", "ethtool"),
+    needed("taskset", "util-linux"),
+    needed("setpriv", "util-linux"),
+];
 
 fn is_installed(program: &str) -> bool {
     search_path()

@@ -33,6 +33,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "pantala-wire",
         ],
     ),
+    ("pantala-perf", &["pantala-quic", "pantala-store", "pantala-wire"]),
     ("xtask", &[]),
 ];
 /// Crates that decide: no runtime, no sockets, no clocks.

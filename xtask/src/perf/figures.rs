@@ -2,18 +2,25 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 use serde_json::json;
 
+use super::plot::Chart;
 use crate::cargo::workspace_root;
+
+/// More ranges than this are recorded but not printed.
+const RANGES_SHOWN_MAX: usize = 24;
 
 /// What a benchmark found. Names end in the unit, or in `ratio`.
 #[derive(Debug, Default)]
 pub(super) struct Figures {
     metrics: BTreeMap<String, f64>,
     notes: Vec<String>,
+    ranges: Vec<String>,
+    failures: Vec<String>,
+    charts: Vec<(String, Chart)>,
 }
 
 impl Figures {
@@ -28,7 +35,7 @@ impl Figures {
         let median = median_of_sorted(&sorted);
         self.set(name, median);
         if let (Some(low), Some(high)) = (sorted.first(), sorted.last()) {
-            self.notes.push(format!(
+            self.ranges.push(format!(
                 "{name}: {low:.3} to {high:.3} in {} rounds",
                 sorted.len()
             ));
@@ -41,14 +48,41 @@ impl Figures {
         self.notes.push(note.into());
     }
 
+    /// A part that could not be measured: the command fails in the end.
+    pub(super) fn fail(&mut self, what: impl Into<String>) {
+        self.failures.push(what.into());
+    }
+
+    /// A plot that is kept with the figures; `what` tells it from the benchmark's others.
+    pub(super) fn chart(&mut self, what: &str, chart: Chart) {
+        self.charts.push((what.to_owned(), chart));
+    }
+
+    /// Failure where a part could not be measured.
+    pub(super) fn exit_code(&self) -> ExitCode {
+        if self.failures.is_empty() {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
+    }
+
     pub(super) fn print(&self) {
         println!();
         for (name, value) in &self.metrics {
             println!("{name:<44}{value:>14.3}");
         }
         println!();
-        for note in &self.notes {
+        // Of many figures the table and the record say enough.
+        let ranges = self
+            .ranges
+            .iter()
+            .filter(|_| self.ranges.len() <= RANGES_SHOWN_MAX);
+        for note in ranges.chain(&self.notes) {
             println!("  {note}");
+        }
+        for failure in &self.failures {
+            println!("\nNOT MEASURED: {failure}");
         }
     }
 
@@ -56,8 +90,8 @@ impl Figures {
         format!("{:#}\n", json!({"metrics": self.metrics}))
     }
 
-    /// Keeps the figures with date, commit, kernel and processor.
-    pub(super) fn record(&self, name: &str) -> Result<PathBuf> {
+    /// Keeps the figures and plots with date, commit, kernel and processor; returns their files.
+    pub(super) fn record(&self, name: &str) -> Result<Vec<PathBuf>> {
         let said = |program: &str, arguments: &[&str]| -> String {
             Command::new(program)
                 .args(arguments)
@@ -76,13 +110,18 @@ impl Figures {
             .lines()
             .filter(|line| line.starts_with("processor"))
             .count();
+        let commit = said("git", &["rev-parse", "--short", "HEAD"]);
+        let kernel = said("uname", &["-sr"]);
+        let processor = format!("{cores} x {model}");
         let record = json!({
             "benchmark": name,
             "date": date,
-            "commit": said("git", &["rev-parse", "--short", "HEAD"]),
-            "kernel": said("uname", &["-sr"]),
-            "processor": format!("{cores} x {model}"),
+            "commit": commit,
+            "kernel": kernel,
+            "processor": processor,
             "notes": self.notes,
+            "ranges": self.ranges,
+            "not_measured": self.failures,
             "metrics": self.metrics,
         });
         let dir = workspace_root().join("perf/results");
@@ -90,8 +129,23 @@ impl Figures {
         let path = dir.join(format!("{date}-{name}.json"));
         std::fs::write(&path, format!("{record:#}\n"))
             .with_context(|| format!("writing {}", path.display()))?;
-        Ok(path)
+        let mut paths = vec![path];
+        let place = format!("{date}, {kernel}, {processor}, commit {commit}");
+        for (what, chart) in &self.charts {
+            let path = dir.join(format!("{date}-{name}-{what}.svg"));
+            std::fs::write(&path, chart.to_svg(&place))
+                .with_context(|| format!("writing {}", path.display()))?;
+            paths.push(path);
+        }
+        Ok(paths)
     }
+}
+
+/// The middle of `samples`; not a number where there are none.
+pub(super) fn median(samples: &[f64]) -> f64 {
+    let mut sorted = samples.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    median_of_sorted(&sorted)
 }
 
 fn median_of_sorted(sorted: &[f64]) -> f64 {

@@ -140,20 +140,24 @@ impl Machine {
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
+    /// The name of the machine's network namespace, for `ip -n`.
+    pub(crate) fn namespace(&self) -> Result<&str> {
+        self.namespace
+            .as_deref()
+            .and_then(Path::file_name)
+            .and_then(std::ffi::OsStr::to_str)
+            .context("no network namespaces here: that takes root")
+    }
     /// Limits what this machine sends to `mbit_per_s`, so that transfers take a known time. Needs a
     /// network namespace.
     pub(crate) fn limit_rate(&self, mbit_per_s: u32) -> Result<()> {
-        let namespace = self
-            .namespace
-            .as_ref()
-            .context("no network namespace to limit")?;
-        let name = namespace.file_name().unwrap_or_default().to_string_lossy();
+        let name = self.namespace()?;
         let rate = format!("{mbit_per_s}mbit");
         let rest = [
             "qdisc", "replace", "dev", "eth0", "root", "tbf", "rate", &rate, "burst", "256kb",
             "latency", "50ms",
         ];
-        run("tc", &[&["-n", &name][..], &rest].concat())
+        run("tc", &[&["-n", name][..], &rest].concat())
     }
 
     /// A command that runs `program` on this machine with an empty environment (but PATH and HOME),
@@ -174,6 +178,17 @@ impl Machine {
             .env("HOME", self.dir.join("home"))
             .env("LANG", "C")
             .current_dir(&self.dir);
+        command
+    }
+
+    /// The same, bound to the processor `core`.
+    pub(crate) fn pinned_command(
+        &self,
+        program: impl AsRef<std::ffi::OsStr>,
+        core: usize,
+    ) -> Command {
+        let mut command = self.command("taskset");
+        command.arg("--cpu-list").arg(core.to_string()).arg(program);
         command
     }
 

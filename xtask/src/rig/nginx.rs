@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -20,13 +20,50 @@ pub(crate) struct Nginx {
     process: Process,
 }
 
+/// Where and how nginx serves.
+#[derive(Debug)]
+pub(crate) struct NginxSpec {
+    /// Its address.
+    pub(crate) address: SocketAddr,
+    /// PEM files of a certificate and its key, for TLS.
+    pub(crate) tls: Option<(PathBuf, PathBuf)>,
+    /// The processor that it is bound to.
+    pub(crate) core: Option<usize>,
+}
+
 impl Nginx {
     /// Serves the files of `root`.
     pub(crate) async fn start(machine: &Machine, root: &Path) -> Result<Self> {
-        let dir = machine.dir().join("nginx");
+        let spec = NginxSpec {
+            address: SocketAddr::new(machine.address().into(), PORT),
+            tls: None,
+            core: None,
+        };
+        Self::start_with(machine, root, &spec).await
+    }
+
+    /// Serves the files of `root` as `spec` says.
+    pub(crate) async fn start_with(
+        machine: &Machine,
+        root: &Path,
+        spec: &NginxSpec,
+    ) -> Result<Self> {
+        let address = spec.address;
+        let dir = machine.dir().join(format!("nginx-{}", address.port()));
         fs::create_dir_all(&dir)?;
-        let address = SocketAddr::new(machine.address().into(), PORT);
         let config = dir.join("nginx.conf");
+        let (listen, tls) = match &spec.tls {
+            None => (address.to_string(), String::new()),
+            // The cipher that everything else here uses too.
+            Some((certificate, key)) => (
+                format!("{address} ssl"),
+                format!(
+                    "  ssl_certificate {}; ssl_certificate_key {};\n  ssl_protocols TLSv1.3; ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;\n",
+                    certificate.display(),
+                    key.display()
+                ),
+            ),
+        };
         // One process, so that its processor time is in one place. sendfile_max_chunk off: the whole
         // file in as few calls as the socket takes.
         let temporary: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
@@ -35,14 +72,17 @@ impl Nginx {
         fs::write(
             &config,
             format!(
-                "daemon off; master_process off; worker_processes 1; pid {0}/pid; error_log stderr warn;\nevents {{}}\nhttp {{\n  access_log off; sendfile on; sendfile_max_chunk 0; tcp_nopush on; output_buffers 2 512k;\n{temporary}  server {{ listen {address}; root {1}; }}\n}}\n",
+                "daemon off; master_process off; worker_processes 1; pid {0}/pid; error_log stderr warn;\nevents {{}}\nhttp {{\n  access_log off; sendfile on; sendfile_max_chunk 0; tcp_nopush on; output_buffers 2 512k;\n{temporary}  {tls}  server {{ listen {listen}; root {1}; }}\n}}\n",
                 dir.display(),
                 root.display()
             ),
         )?;
-        let mut command = machine.command("nginx");
+        let mut command = match spec.core {
+            None => machine.command("nginx"),
+            Some(core) => machine.pinned_command("nginx", core),
+        };
         command.arg("-c").arg(&config).arg("-p").arg(&dir);
-        let mut process = Process::start("nginx", command, &machine.dir().join("nginx.log"))?;
+        let mut process = Process::start("nginx", command, &dir.join("nginx.log"))?;
         process
             .wait_until("listened", START_MAX, async || {
                 // The address may be reachable from its own machine only; the PID file says enough.

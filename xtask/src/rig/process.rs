@@ -157,19 +157,7 @@ impl Process {
 
     /// Resident memory now.
     pub(crate) fn memory(&self) -> Result<Memory> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        let field = |name: &str| -> Result<u64> {
-            let line = status
-                .lines()
-                .find_map(|line| line.strip_prefix(name))
-                .with_context(|| format!("/proc/PID/status has no {name}"))?;
-            let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
-            Ok(kib * 1024)
-        };
-        Ok(Memory {
-            resident_bytes: field("VmRSS:")?,
-            file_bytes: field("RssFile:")?,
-        })
+        memory(self.pid())
     }
 }
 
@@ -177,6 +165,34 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Resident memory of the process `pid` now.
+pub(crate) fn memory(pid: u32) -> Result<Memory> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let field = |name: &str| -> Result<u64> {
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .with_context(|| format!("/proc/PID/status has no {name}"))?;
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse()?;
+        Ok(kib * 1024)
+    };
+    Ok(Memory {
+        resident_bytes: field("VmRSS:")?,
+        file_bytes: field("RssFile:")?,
+    })
+}
+
+/// Seconds of processor time of the process `pid` and of the threads it has now, to the nanosecond.
+pub(crate) fn exact_cpu_seconds(pid: u32) -> Result<f64> {
+    let mut nanoseconds = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let text = fs::read_to_string(thread?.path().join("schedstat"))?;
+        let first = text.split(' ').next().unwrap_or_default();
+        nanoseconds += first.parse::<u64>().context("reading a schedstat")?;
+    }
+    Ok(nanoseconds as f64 / 1e9)
 }
 
 /// Seconds of processor time of the process `pid`, in user and kernel mode, with its ended threads.

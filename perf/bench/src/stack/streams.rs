@@ -1,0 +1,118 @@
+//! What the clients of all QUIC stacks have in common: requests side by side, one stream each.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result, ensure};
+use bytes::Bytes;
+use tokio::runtime::Runtime;
+use tokio::task::JoinSet;
+
+use super::{Request, WARM_UP_PIECES, WRITE_BYTES};
+use crate::file::Sink;
+use crate::{FetchArguments, lead};
+
+/// One end of a QUIC connection.
+pub(crate) trait Peer: Clone + Send + Sync + 'static {
+    /// What an answer is read from.
+    type Answer: Send;
+
+    /// Connects to the server that `arguments` name.
+    fn connect(arguments: &FetchArguments) -> impl Future<Output = Result<Self>> + Send;
+    /// Sends `request` on a stream of its own.
+    fn ask(&self, request: Request) -> impl Future<Output = Result<Self::Answer>> + Send;
+    /// The next `bytes` bytes of the answer, less at its end, in the parts in which they were decrypted.
+    fn read(
+        answer: &mut Self::Answer,
+        bytes: usize,
+    ) -> impl Future<Output = Result<Vec<Bytes>>> + Send;
+    /// The path's largest UDP payload.
+    fn mtu(&self) -> u16;
+    /// Ends the connection and what it lives on.
+    fn close(self) -> impl Future<Output = ()> + Send;
+}
+
+/// A client that fetches a file by pieces.
+pub(crate) struct Client<P> {
+    runtime: Runtime,
+    arguments: FetchArguments,
+    sink: Sink,
+    peer: Option<P>,
+}
+
+impl<P: Peer> Client<P> {
+    pub(crate) fn new(arguments: &FetchArguments) -> Result<Self> {
+        Ok(Self {
+            runtime: super::runtime()?,
+            sink: Sink::open(&arguments.file, arguments.bytes)?,
+            arguments: arguments.clone(),
+            peer: None,
+        })
+    }
+
+    fn fetch(&self, bytes: u64) -> Result<u64> {
+        let peer = self.peer.as_ref().context("not connected")?;
+        self.runtime.block_on(async {
+            let next = Arc::new(AtomicU64::new(0));
+            let mut workers = JoinSet::new();
+            for _ in 0..self.arguments.streams {
+                let (peer, sink, next) = (peer.clone(), self.sink.clone(), next.clone());
+                let piece = self.arguments.piece;
+                workers.spawn(async move {
+                    let mut fetched = 0;
+                    while let Some(request) =
+                        Request::piece(next.fetch_add(1, Ordering::Relaxed), piece, bytes)
+                    {
+                        fetched += fetch_piece(&peer, &sink, request).await?;
+                    }
+                    anyhow::Ok(fetched)
+                });
+            }
+            let mut fetched = 0;
+            while let Some(worker) = workers.join_next().await {
+                fetched += worker??;
+            }
+            Ok(fetched)
+        })
+    }
+}
+
+/// Writes where blocking does no harm, as the node does.
+async fn fetch_piece<P: Peer>(peer: &P, sink: &Sink, request: Request) -> Result<u64> {
+    let mut answer = peer.ask(request).await?;
+    let mut fetched = 0;
+    while fetched < u64::from(request.length) {
+        let slices = P::read(&mut answer, WRITE_BYTES).await?;
+        let length: usize = slices.iter().map(Bytes::len).sum();
+        ensure!(length > 0, "the answer ended after {fetched} bytes");
+        let (sink, offset) = (sink.clone(), request.offset + fetched);
+        tokio::task::spawn_blocking(move || sink.write_slices(offset, &slices)).await??;
+        fetched += length as u64;
+    }
+    Ok(fetched)
+}
+
+impl<P: Peer> lead::Client for Client<P> {
+    fn connect(&mut self) -> Result<()> {
+        let peer = self.runtime.block_on(P::connect(&self.arguments))?;
+        self.peer = Some(peer);
+        let warm_up = WARM_UP_PIECES * u64::from(self.arguments.piece);
+        self.fetch(warm_up.min(self.arguments.bytes))?;
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<u64> {
+        self.fetch(self.arguments.bytes)
+    }
+
+    fn mtu(&self) -> Option<u16> {
+        self.peer.as_ref().map(Peer::mtu)
+    }
+
+    fn close(&mut self) -> Result<()> {
+        if let Some(peer) = self.peer.take() {
+            self.runtime.block_on(peer.close());
+        }
+        Ok(())
+    }
+}
