@@ -149,6 +149,10 @@ pub struct SendBuffer {
 }
 
 impl SendBuffer {
+    pub(crate) fn is_of(&self, pool: &Rc<Pool>) -> bool {
+        Rc::ptr_eq(&self.pool, pool)
+    }
+
     #[allow(unsafe_code)]
     pub(crate) fn into_message(self) -> Box<Message> {
         let mut buffer = ManuallyDrop::new(self);

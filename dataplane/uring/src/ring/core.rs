@@ -9,17 +9,17 @@ use std::net::UdpSocket;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
 use super::config::{Counters, RingConfig};
 use super::files::{FILE_OPERATIONS_MAX, Files, Next};
-use super::receive::{Buffers, Outcome};
+use super::receive::Buffers;
 use super::tag::Tag;
 use crate::error::{Busy, RingError};
 use crate::event::{Event, SendHead, SocketId};
-use crate::kernel::{Completion, Kernel, Operation, Stay};
+use crate::kernel::{Kernel, Operation, Stay};
 use crate::lent::Lent;
 use crate::message::{Message, Pool, SendBuffer};
 use crate::wake::{Shared, Waker};
@@ -28,52 +28,49 @@ use crate::wake::{Shared, Waker};
 pub(super) const SOCKETS_MAX: usize = 64;
 /// The read of the bell, and the cancellation of everything.
 pub(super) const CONTROL_OPERATIONS_MAX: usize = 2;
-/// Errors in a row after which a socket is given up. Datagrams that bounce are reported as errors too, so one means
-/// nothing.
-const RECEIVE_ERRORS_MAX: u32 = 16;
-/// How long a ring that is dropped waits for what is in flight.
-const DROP_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long to leave a kernel alone that is short of memory.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(1);
 
-struct Socket {
+pub(super) struct Socket {
     /// Kept open.
     _socket: UdpSocket,
     fd: RawFd,
     is_v6: bool,
+    /// A receive is in flight.
+    pub(super) is_receiving: bool,
     /// Errors since something arrived.
-    errors: u32,
+    pub(super) errors: u32,
 }
 
-struct Sending {
-    message: Lent<Message>,
+pub(super) struct Sending {
+    pub(super) message: Lent<Message>,
     /// What came of it, where the bytes are still in use by the network.
-    result: Option<i32>,
+    pub(super) result: Option<i32>,
 }
 
 pub(super) struct Core<K: Kernel> {
-    kernel: K,
+    pub(super) kernel: K,
     /// Operations that the kernel's queue had no room for, in order. At most one for each in flight.
     backlog: VecDeque<(Operation, Tag)>,
-    sockets: Vec<Socket>,
-    buffers: Buffers,
+    pub(super) sockets: Vec<Socket>,
+    pub(super) buffers: Buffers,
     template: Lent<libc::msghdr>,
-    pool: Rc<Pool>,
+    pub(super) pool: Rc<Pool>,
     /// By number of the message.
-    sending: Vec<Option<Sending>>,
+    pub(super) sending: Vec<Option<Sending>>,
     zero_copy_sends: bool,
-    files: Files,
+    pub(super) files: Files,
     wake: Arc<Shared>,
     /// What is read from the bell.
-    bell: Option<Lent<u64>>,
-    bell_error: Option<io::Error>,
+    pub(super) bell: Option<Lent<u64>>,
+    pub(super) bell_error: Option<io::Error>,
     is_woken: bool,
     /// Events that no completion brings. At most one for each call that made one.
     pending: VecDeque<Event>,
     /// Operations whose last completion is still to come.
-    in_flight: usize,
-    is_closing: bool,
-    counters: Counters,
+    pub(super) in_flight: usize,
+    pub(super) is_closing: bool,
+    pub(super) counters: Counters,
 }
 
 impl<K: Kernel> Core<K> {
@@ -156,6 +153,7 @@ impl<K: Kernel> Core<K> {
             fd: socket.as_raw_fd(),
             is_v6: local.is_ipv6(),
             _socket: socket,
+            is_receiving: false,
             errors: 0,
         });
         self.receive(id);
@@ -167,6 +165,10 @@ impl<K: Kernel> Core<K> {
     }
 
     pub(super) fn send(&mut self, socket: SocketId, buffer: SendBuffer, head: &SendHead) {
+        assert!(
+            buffer.is_of(&self.pool),
+            "a buffer is sent by the ring that it was taken from"
+        );
         let Socket { fd, is_v6, .. } = self.sockets[socket.index()];
         let mut message = buffer.into_message();
         message.address(socket, is_v6, head);
@@ -272,16 +274,18 @@ impl<K: Kernel> Core<K> {
         None
     }
 
-    fn receive(&mut self, id: SocketId) {
+    pub(super) fn receive(&mut self, id: SocketId) {
+        let socket = &mut self.sockets[id.index()];
+        socket.is_receiving = true;
         let operation = Operation::Receive {
-            fd: self.sockets[id.index()].fd,
+            fd: socket.fd,
             template: self.template.address(),
         };
         self.start(operation, Tag::Receive { socket: id.0 });
     }
 
     /// Keeps a read of the bell in flight.
-    fn hang_bell(&mut self) {
+    pub(super) fn hang_bell(&mut self) {
         let bell = Lent::new(Box::new(0));
         let operation = Operation::Read {
             fd: self.wake.bell(),
@@ -299,7 +303,7 @@ impl<K: Kernel> Core<K> {
         self.push(operation, tag);
     }
 
-    fn push(&mut self, operation: Operation, tag: Tag) {
+    pub(super) fn push(&mut self, operation: Operation, tag: Tag) {
         if self.backlog.is_empty() && self.try_push(&operation, tag) {
             return;
         }
@@ -317,7 +321,7 @@ impl<K: Kernel> Core<K> {
         unsafe { self.kernel.push(operation, tag.encode()) }
     }
 
-    fn work_off_backlog(&mut self) -> Result<(), RingError> {
+    pub(super) fn work_off_backlog(&mut self) -> Result<(), RingError> {
         while let Some((operation, tag)) = self.backlog.front().copied() {
             if !self.try_push(&operation, tag) {
                 self.enter(Stay::No)?;
@@ -330,7 +334,7 @@ impl<K: Kernel> Core<K> {
         Ok(())
     }
 
-    fn enter(&mut self, stay: Stay) -> Result<(), RingError> {
+    pub(super) fn enter(&mut self, stay: Stay) -> Result<(), RingError> {
         self.counters.enters += 1;
         match self.kernel.enter(stay) {
             Ok(()) => Ok(()),
@@ -347,162 +351,5 @@ impl<K: Kernel> Core<K> {
                 }),
             },
         }
-    }
-
-    fn complete(&mut self, completion: Completion) -> Option<Event> {
-        let Some(tag) = Tag::decode(completion.tag) else {
-            tracing::error!(
-                tag = completion.tag,
-                "a completion of nothing that was begun"
-            );
-            return None;
-        };
-        if tag == Tag::Cancel {
-            return None;
-        }
-        self.in_flight -= usize::from(!completion.more());
-        match tag {
-            Tag::Receive { socket } => self.complete_receive(SocketId(socket), completion),
-            Tag::Send { message } => self.complete_send(message, completion),
-            Tag::File { slot, generation } => {
-                match self.files.complete(slot, generation, completion.bytes())? {
-                    Next::Push(operation, tag) => {
-                        self.start(operation, tag);
-                        None
-                    }
-                    Next::Done(event) => Some(event),
-                }
-            }
-            Tag::Bell => {
-                self.complete_bell(completion);
-                None
-            }
-            Tag::Cancel => None,
-        }
-    }
-
-    fn complete_receive(&mut self, id: SocketId, completion: Completion) -> Option<Event> {
-        let socket = self.sockets.get_mut(id.index())?;
-        let mut event = None;
-        let mut error = None;
-        match (completion.bytes(), completion.buffer()) {
-            (Ok(written), Some(number)) if self.is_closing => self.buffers.retire(number, written),
-            (Ok(written), Some(number)) => {
-                socket.errors = 0;
-                event = match self.buffers.complete(&mut self.kernel, number, written, id) {
-                    Outcome::InPlace(received) => {
-                        self.counters.received_in_place += 1;
-                        Some(Event::Received(received))
-                    }
-                    Outcome::Copied(received) => {
-                        self.counters.received_copied += 1;
-                        self.counters.copied_bytes += received.payload.len() as u64;
-                        Some(Event::Received(received))
-                    }
-                    Outcome::Discarded => {
-                        self.counters.discarded += 1;
-                        None
-                    }
-                };
-            }
-            (Ok(_), None) => {}
-            (Err(no_buffer), _) if no_buffer.raw_os_error() == Some(libc::ENOBUFS) => {}
-            (Err(other), _) => {
-                socket.errors += 1;
-                error = Some(other);
-            }
-        }
-        if completion.more() || self.is_closing {
-            return event;
-        }
-        match error {
-            Some(error) if socket.errors > RECEIVE_ERRORS_MAX => {
-                Some(Event::SocketFailed { socket: id, error })
-            }
-            _ => {
-                self.counters.rearmed += 1;
-                self.receive(id);
-                event
-            }
-        }
-    }
-
-    fn complete_send(&mut self, index: u32, completion: Completion) -> Option<Event> {
-        let slot = self.sending.get_mut(index as usize)?;
-        if completion.more() {
-            slot.as_mut()?.result = Some(completion.result);
-            return None;
-        }
-        let Sending { message, result } = slot.take()?;
-        // SAFETY: this was the operation's last completion.
-        let message = unsafe { message.take_back() };
-        let completion = Completion {
-            result: result.unwrap_or(completion.result),
-            ..completion
-        };
-        let event = Event::Sent {
-            socket: message.socket,
-            result: completion.bytes(),
-            destination: message.destination,
-        };
-        self.pool.put(message);
-        Some(event)
-    }
-
-    fn complete_bell(&mut self, completion: Completion) {
-        if let Some(bell) = self.bell.take() {
-            // SAFETY: the read's only completion was reaped.
-            drop(unsafe { bell.take_back() });
-        }
-        if self.is_closing {
-            return;
-        }
-        match completion.bytes() {
-            Ok(_) => self.hang_bell(),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => self.hang_bell(),
-            Err(error) => self.bell_error = Some(error),
-        }
-    }
-
-    /// Ends everything. True if the kernel has given everything back.
-    fn close(&mut self) -> bool {
-        self.is_closing = true;
-        self.push(Operation::CancelAll, Tag::Cancel);
-        let deadline = Instant::now() + DROP_WAIT_MAX;
-        loop {
-            while let Some(completion) = self.kernel.next_completion() {
-                drop(self.complete(completion));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if self.in_flight == 0 {
-                return true;
-            }
-            if left.is_zero() {
-                return false;
-            }
-            let entered = self
-                .work_off_backlog()
-                .and_then(|()| self.enter(Stay::Until(Some(left))));
-            if let Err(error) = entered {
-                tracing::debug!(%error, "closing a ring");
-                return false;
-            }
-        }
-    }
-}
-
-impl<K: Kernel> Drop for Core<K> {
-    fn drop(&mut self) {
-        if !self.close() {
-            // All that is on loan stays in `Lent`s, which do not free.
-            tracing::warn!(
-                operations = self.in_flight,
-                "a ring was dropped with operations in flight: their memory is leaked"
-            );
-            return;
-        }
-        self.kernel.forget_buffers();
-        // SAFETY: nothing is in flight, and nothing is begun any more.
-        unsafe { self.buffers.retire_all() };
     }
 }

@@ -178,6 +178,13 @@ impl Files {
             })
     }
 
+    /// What is in flight is not gone on with.
+    pub(super) fn close(&mut self) {
+        for slot in &mut self.slots {
+            slot.is_cancelled = true;
+        }
+    }
+
     /// An operation has completed, for the moment or for good. `None` if there is no such operation.
     pub(super) fn complete(
         &mut self,

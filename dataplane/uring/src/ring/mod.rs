@@ -1,5 +1,6 @@
 //! One thread's ring.
 
+mod complete;
 mod config;
 mod core;
 mod files;
@@ -70,6 +71,10 @@ impl Ring {
 
     /// Queues a datagram or batch. The next `wait` or `submit` hands it to the kernel, which holds it until the socket
     /// has room; then there is an [`Event::Sent`].
+    ///
+    /// # Panics
+    ///
+    /// If the buffer or the socket is another ring's.
     pub fn send(&mut self, socket: SocketId, buffer: SendBuffer, head: SendHead) {
         self.core.send(socket, buffer, &head);
     }

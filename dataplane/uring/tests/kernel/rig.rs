@@ -7,9 +7,9 @@ use pantala_uring::socket::{SocketOptions, bind_group};
 use pantala_uring::{Event, Received, Ring, RingConfig, SendHead, SocketId};
 
 /// Nothing here takes long; what takes this long does not come.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub fn small() -> RingConfig {
+pub(crate) fn small() -> RingConfig {
     RingConfig {
         entries: 32,
         receive_buffers: 16,
@@ -21,18 +21,18 @@ pub fn small() -> RingConfig {
 }
 
 /// A ring with one socket on `listen`.
-pub struct Node {
-    pub ring: Ring,
-    pub socket: SocketId,
-    pub address: SocketAddr,
+pub(crate) struct Node {
+    pub(crate) ring: Ring,
+    pub(crate) socket: SocketId,
+    pub(crate) address: SocketAddr,
 }
 
 impl Node {
-    pub fn new(listen: &str) -> Self {
+    pub(crate) fn new(listen: &str) -> Self {
         Self::with(listen, &small())
     }
 
-    pub fn with(listen: &str, config: &RingConfig) -> Self {
+    pub(crate) fn with(listen: &str, config: &RingConfig) -> Self {
         let mut ring = Ring::new(config).expect("this kernel has what the ring needs");
         let socket = bind(listen);
         let address = socket.local_addr().unwrap();
@@ -45,7 +45,7 @@ impl Node {
         }
     }
 
-    pub fn send(&mut self, head: SendHead, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, head: SendHead, bytes: &[u8]) {
         let mut buffer = self.ring.take_send_buffer().expect("a buffer is free");
         assert!(buffer.is_empty());
         buffer.extend_from_slice(bytes);
@@ -54,7 +54,7 @@ impl Node {
     }
 
     /// The next event; fails if none comes.
-    pub fn event(&mut self) -> Event {
+    pub(crate) fn event(&mut self) -> Event {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(event) = self.ring.next_event() {
@@ -67,7 +67,7 @@ impl Node {
     }
 
     /// The next batch that arrives, whatever else happens.
-    pub fn received(&mut self) -> Received {
+    pub(crate) fn received(&mut self) -> Received {
         loop {
             match self.event() {
                 Event::Received(received) => return received,
@@ -78,7 +78,7 @@ impl Node {
     }
 
     /// What comes of the next datagram that was sent.
-    pub fn sent(&mut self) -> std::io::Result<usize> {
+    pub(crate) fn sent(&mut self) -> std::io::Result<usize> {
         loop {
             if let Event::Sent { result, .. } = self.event() {
                 return result;
@@ -87,13 +87,13 @@ impl Node {
     }
 }
 
-pub fn bind(listen: &str) -> UdpSocket {
+pub(crate) fn bind(listen: &str) -> UdpSocket {
     let options = SocketOptions::default();
     let mut group = bind_group(listen.parse().unwrap(), 1, &options).unwrap();
     group.sockets.remove(0)
 }
 
-pub fn to(destination: SocketAddr) -> SendHead {
+pub(crate) fn to(destination: SocketAddr) -> SendHead {
     SendHead {
         destination,
         source_ip: None,
@@ -103,7 +103,7 @@ pub fn to(destination: SocketAddr) -> SendHead {
 }
 
 /// Bytes that differ by place and by `seed`.
-pub fn pattern(seed: u8, bytes: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: u8, bytes: usize) -> Vec<u8> {
     (0..bytes)
         .map(|at| (at as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3] ^ seed)
         .collect()
