@@ -1,17 +1,17 @@
 //! An open blob: what is there, and reading it.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use pantala_wire::{
     BlobDigest, ByteRange, GROUP_SIZE, PieceDigest, PieceIndex, PieceLayout, PieceSet,
-    tree::group_digest,
+    tree::{group_digest, group_digests},
 };
 
 use crate::error::StoreError;
 use crate::file::Files;
-use crate::map::lend::{AddressSpace, Lender, Lending};
+use crate::map::lend::Lending;
 use crate::meta::PieceProof;
 use crate::state::State;
 use crate::store::{StoreInner, is_damage};
@@ -19,8 +19,6 @@ use crate::store::{StoreInner, is_damage};
 /// How often a read starts over because a group was rewritten under it. Rewrites with other bytes
 /// happen when a peer has lied; the last try holds the lock and cannot fail.
 const READ_RETRIES_MAX: u32 = 4;
-/// Bytes read at once to be verified: large enough for the disk, small enough for many at a time.
-pub(crate) const VERIFY_RUN_BYTES: u64 = 1024 * 1024;
 
 /// An open blob. Clones share it, and while one lives, the blob is not evicted.
 ///
@@ -44,8 +42,6 @@ pub(crate) struct Inner {
     pub(crate) incarnation: u64,
     /// The same for all who open these files, now and later.
     pub(crate) lending: Arc<Lending>,
-    /// Keeps the file mapped while it is open, once somebody has asked for a slice.
-    pub(crate) lender: OnceLock<Arc<Lender>>,
     pub(crate) state: Mutex<State>,
     /// A turn was given back, or a verification has ended.
     pub(crate) changed: Condvar,
@@ -64,21 +60,17 @@ impl Inner {
         state: State,
         durable: PieceSet,
     ) -> Arc<Self> {
+        lending.set_open(true);
         Arc::new(Self {
             store,
             files,
             incarnation,
             lending,
-            lender: OnceLock::new(),
             state: Mutex::new(state),
             changed: Condvar::new(),
             durable: Mutex::new(durable),
             flushing: Mutex::new(false),
         })
-    }
-
-    pub(crate) fn address_space(&self) -> &Arc<AddressSpace> {
-        &self.store.address_space
     }
 
     pub(crate) fn sync_name(&self) -> Result<(), StoreError> {
@@ -91,6 +83,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.lending.set_open(false);
         let access = self.store.next_access();
         // Which blob was used last is worth a write, but no error.
         if let Err(error) = self.files.write_last_access(access) {
@@ -266,18 +259,20 @@ impl Blob {
         let (Some(proof), Some(range)) = (self.0.files.record(piece), range) else {
             return Ok(false);
         };
+        if let Some(bytes) = self.map_piece(piece) {
+            return Ok(group_digests(range.start(), &bytes) == proof.group_digests);
+        }
         let mut expected = proof.group_digests.iter();
-        let mut buffer = vec![0; range.len().min(VERIFY_RUN_BYTES) as usize];
+        let mut buffer = vec![0; range.len().min(GROUP_SIZE) as usize];
         let mut at = range.start();
         while at < range.end() {
-            let len = (range.end() - at).min(VERIFY_RUN_BYTES) as usize;
-            self.0.files.data.read_exact_at(&mut buffer[..len], at)?;
-            for group in buffer[..len].chunks(GROUP_SIZE as usize) {
-                if expected.next() != Some(&group_digest(at, group)) {
-                    return Ok(false);
-                }
-                at += group.len() as u64;
+            let len = (range.end() - at).min(GROUP_SIZE) as usize;
+            let group = &mut buffer[..len];
+            self.0.files.data.read_exact_at(group, at)?;
+            if expected.next() != Some(&group_digest(at, group)) {
+                return Ok(false);
             }
+            at += len as u64;
         }
         Ok(true)
     }

@@ -11,6 +11,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use pantala_wire::ByteRange;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
@@ -40,8 +41,8 @@ pub trait StoreFile: Send + Sync {
     fn sync_data(&self) -> io::Result<()>;
     /// Maps the whole file, metadata that will change, to copy out of it.
     fn map(&self) -> io::Result<Box<dyn MappedFile>>;
-    /// Maps the whole file, a blob's data, to read it in place.
-    fn map_data(&self) -> io::Result<Arc<dyn MappedData>>;
+    /// Maps `range` of the file, a blob's data, to read it in place. It starts on a page boundary.
+    fn map_data(&self, range: ByteRange) -> io::Result<Arc<dyn MappedData>>;
 }
 
 /// A file mapped for reading.
@@ -198,8 +199,8 @@ impl StoreFile for OsFile {
         Ok(Box::new(Map::of(&self.0)?))
     }
 
-    fn map_data(&self) -> io::Result<Arc<dyn MappedData>> {
-        Ok(Arc::new(DataMap::of(&self.0)?))
+    fn map_data(&self, range: ByteRange) -> io::Result<Arc<dyn MappedData>> {
+        Ok(Arc::new(DataMap::of(&self.0, range)?))
     }
 }
 

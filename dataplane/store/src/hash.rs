@@ -1,9 +1,14 @@
 //! The sha256 of a blob, computed while its pieces arrive.
 
+use pantala_wire::ByteRange;
+use pantala_wire::layout::PIECE_SIZE_MIN;
 use sha2::{Digest, Sha256};
 
-use crate::blob::{Blob, VERIFY_RUN_BYTES};
+use crate::blob::Blob;
 use crate::error::StoreError;
+
+/// Bytes hashed at once: large enough for the disk. No piece is smaller but the last.
+const HASH_RUN_BYTES: u64 = PIECE_SIZE_MIN;
 
 /// How far a blob has been hashed. Belongs to the blob it was first used with.
 #[derive(Clone, Default)]
@@ -64,19 +69,18 @@ impl Blob {
         progress: &mut Sha256Progress,
     ) -> Result<Sha256Verdict, StoreError> {
         let size = self.layout().blob_size();
-        let mut buffer = Vec::new();
         loop {
             let (end, discards) = self.prepare(progress);
-            if progress.hashed_bytes == end {
+            let start = progress.hashed_bytes;
+            let Some(run) = ByteRange::new(start, end.min(start + HASH_RUN_BYTES)) else {
                 break;
-            }
-            let len = (end - progress.hashed_bytes).min(VERIFY_RUN_BYTES);
-            buffer.resize(len as usize, 0);
-            let read = self.read_at(progress.hashed_bytes, &mut buffer)?;
-            // Discarded while it was read: the next turn sees it, and starts over where needed.
-            if self.0.state.lock().discards == discards {
-                progress.hasher.update(&buffer[..read]);
-                progress.hashed_bytes += read as u64;
+            };
+            // Discarded before or while it was read: the next turn sees it, and starts over where needed.
+            if let Some(bytes) = self.slice(run)?
+                && self.0.state.lock().discards == discards
+            {
+                progress.hasher.update(&bytes);
+                progress.hashed_bytes = run.end();
             }
         }
         if progress.hashed_bytes < size {

@@ -159,7 +159,7 @@ impl Store {
             }
         }
         let incarnation = reg.next_incarnation();
-        let lending: Arc<Lending> = Arc::default();
+        let lending = Lending::new(header.layout().blob_size());
         let entry = Entry {
             size: header.layout().blob_size(),
             allocated_bytes: needed_bytes,

@@ -18,7 +18,8 @@ impl Blob {
     /// may be closed or evicted (its disk space is free once they are dropped). They are memory of the
     /// page cache that the kernel may take back and read again, so that the disk can be waited for, and a
     /// sector that goes bad in between ends the process: do not keep them for long. Do not hand them to
-    /// operations that keep pages beyond the call (`vmsplice`, zero-copy sends).
+    /// operations that keep pages beyond the call (`vmsplice`, zero-copy sends). A range that crosses a
+    /// multiple of 64 MiB is copied: none within a piece does.
     ///
     /// Dropping the last of them never touches the disk, but for a blob that was evicted or closed
     /// meanwhile.
@@ -29,7 +30,7 @@ impl Blob {
         if range.end() > self.layout().blob_size() {
             return Ok(None);
         }
-        let lender = self.lender();
+        let lender = self.lender(range);
         let loan = loop {
             let state = self.0.state.lock();
             if state.readable_to(range.start(), range.end()) < range.end() {
@@ -43,39 +44,39 @@ impl Blob {
             }
             break lender.and_then(|lender| lender.lend(&state, range));
         };
-        match loan.map(Loan::into_bytes) {
-            Some(Ok(bytes)) => Ok(Some(bytes)),
-            Some(Err(error)) => {
-                // A kernel that cannot populate, or a disk that cannot read: reading tells which.
-                tracing::debug!(blob = %self.digest(), ?range, %error, "bytes are copied, not mapped");
-                self.copy(range)
-            }
-            None => self.copy(range),
+        if let Some(bytes) = loan.and_then(|loan| self.mapped(loan)) {
+            return Ok(Some(bytes));
         }
-    }
-
-    fn copy(&self, range: ByteRange) -> Result<Option<Bytes>, StoreError> {
         let mut bytes = vec![0; range.len() as usize];
         let read = self.read_at(range.start(), &mut bytes)?;
         Ok((read == bytes.len()).then(|| bytes.into()))
     }
 
-    fn lender(&self) -> Option<&Arc<Lender>> {
-        if let Some(lender) = self.0.lender.get() {
-            return Some(lender);
-        }
-        let files = &self.0.files;
-        let size = self.layout().blob_size();
-        let mapped = self
-            .0
+    /// The bytes of a held piece, verified or not, where they can be mapped.
+    pub(crate) fn map_piece(&self, piece: PieceIndex) -> Option<Bytes> {
+        let range = self.layout().piece_range(piece)?;
+        let lender = self.lender(range)?;
+        let loan = lender.lend(&self.0.state.lock(), range)?;
+        self.mapped(loan)
+    }
+
+    fn mapped(&self, loan: Loan) -> Option<Bytes> {
+        // A kernel that cannot populate, or a disk that cannot read: reading will tell which.
+        loan.into_bytes()
+            .inspect_err(|error| {
+                tracing::debug!(blob = %self.digest(), %error, "bytes are copied, not mapped");
+            })
+            .ok()
+    }
+
+    fn lender(&self, range: ByteRange) -> Option<Arc<Lender>> {
+        let data = &self.0.files.data;
+        self.0
             .lending
-            .get_or_map(size, self.0.address_space(), || files.data.map_data());
-        match mapped {
-            Ok(lender) => Some(self.0.lender.get_or_init(|| lender)),
-            Err(error) => {
-                tracing::debug!(blob = %self.digest(), %error, "the blob is not mapped");
+            .lender(range, |window| data.map_data(window))
+            .unwrap_or_else(|error| {
+                tracing::debug!(blob = %self.digest(), %error, "a part of the blob is not mapped");
                 None
-            }
-        }
+            })
     }
 }

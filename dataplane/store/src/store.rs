@@ -12,7 +12,7 @@ use crate::blob::Blob;
 use crate::error::StoreError;
 use crate::file::{Files, Found, Unusable, allocated_bytes};
 use crate::fs::{FileSystem, LockError, OsFileSystem};
-use crate::map::lend::AddressSpace;
+use crate::map::lend::Lending;
 use crate::meta::Header;
 use crate::place::{Place, blobs_dir};
 use crate::registry::{Entry, Registry, Slot};
@@ -80,7 +80,6 @@ pub(crate) struct StoreInner {
     pub(crate) registry: Mutex<Registry>,
     /// A slot has changed, or bytes were freed.
     pub(crate) changed: Condvar,
-    pub(crate) address_space: Arc<AddressSpace>,
     _lock: Box<dyn Send + Sync>,
 }
 
@@ -126,7 +125,6 @@ impl Store {
             fs,
             registry: Mutex::default(),
             changed: Condvar::new(),
-            address_space: Arc::default(),
             config,
             _lock: lock,
         };
@@ -346,7 +344,7 @@ fn found_entry(files: &Files, found: &Found) -> Entry {
         last_access: found.head.last_access,
         slot: Slot::Idle(None),
         incarnation: 0,
-        lending: Arc::default(),
+        lending: Lending::new(files.header.layout().blob_size()),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use pantala_wire::{Claim, GROUP_SIZE, GroupDigest, PieceIndex};
+use pantala_wire::{ByteRange, Claim, GROUP_SIZE, GroupDigest, PieceIndex};
 
 use crate::blob::{Blob, Inner};
 use crate::error::StoreError;
@@ -204,29 +204,31 @@ impl Blob {
             .collect();
         for mut turn in turns {
             let groups = turn.turn.groups();
-            let in_blob = first_of_piece + groups.start as u64..first_of_piece + groups.end as u64;
-            self.free_of_readers(piece, in_blob.clone())?;
+            let offset = (first_of_piece + groups.start as u64) * GROUP_SIZE;
             let start = of_piece.start + (groups.start - first) * GROUP_SIZE as usize;
             let end = of_piece.start + (groups.end - first) * GROUP_SIZE as usize;
-            let mut slices = parts.slices(start..end.min(of_piece.end));
+            let end = end.min(of_piece.end);
+            self.free_of_readers(piece, offset, (end - start) as u64)?;
+            let mut slices = parts.slices(start..end);
             self.0
                 .files
                 .data
-                .write_vectored_at(&mut slices, in_blob.start * GROUP_SIZE)
+                .write_vectored_at(&mut slices, offset)
                 .map_err(|e| StoreError::io("write", &self.0.files.place.data, e))?;
             turn.succeed(Some(&digests[groups.start - first..groups.end - first]))?;
         }
         Ok(())
     }
 
-    /// Makes sure that nobody sees a write to `groups` of the blob, which this caller has the turn to.
-    fn free_of_readers(&self, piece: PieceIndex, groups: Range<u64>) -> Result<(), StoreError> {
-        let Some(lender) = self.0.lending.current() else {
+    /// Makes sure that nobody sees a write to these bytes, groups that this caller has the turn to.
+    fn free_of_readers(&self, piece: PieceIndex, offset: u64, len: u64) -> Result<(), StoreError> {
+        let Some(range) = ByteRange::new(offset, offset + len) else {
             return Ok(());
         };
         let data = &self.0.files.data;
-        lender
-            .detach(groups, |out, offset| data.read_exact_at(out, offset))
+        self.0
+            .lending
+            .detach(range, |out, offset| data.read_exact_at(out, offset))
             .map_err(|error| {
                 tracing::warn!(blob = %self.digest(), %piece, %error, "a piece that is being read cannot be replaced now");
                 StoreError::BeingRead(piece)

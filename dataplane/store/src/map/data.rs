@@ -17,8 +17,8 @@ const POPULATE_RETRIES_MAX: u32 = 8;
 /// Bytes of a mapping, readable as long as this lives.
 pub type LentBytes = Box<dyn AsRef<[u8]> + Send + Sync>;
 
-/// The bytes of a file, mapped for reading. Ranges and offsets are bytes; what lies past the end of the
-/// file is `UnexpectedEof`.
+/// A range of a file, mapped for reading. Ranges and offsets are bytes of the file; what lies outside of
+/// what is mapped is `UnexpectedEof`.
 ///
 /// A reference to bytes that change is undefined behaviour, and here any write to the file changes
 /// them. Whoever lends bytes keeps the file from changing under them: before it writes, it replaces what
@@ -36,50 +36,57 @@ pub trait MappedData: Send + Sync {
     unsafe fn lend(self: Arc<Self>, range: ByteRange) -> io::Result<LentBytes>;
 
     /// Replaces the mapping of the bytes from `offset` by `copy`, at the same addresses: what is written
-    /// to the file is no longer seen there. Whole pages, or up to the file's end. Readers of the bytes
-    /// notice nothing.
+    /// to the file is no longer seen there. Whole pages, or up to the end of what is mapped. Readers of
+    /// the bytes notice nothing.
     ///
     /// # Safety
     /// `copy` is what the mapping shows, and nobody writes to the file there until this returns.
     unsafe fn detach(&self, offset: u64, copy: &[u8]) -> io::Result<()>;
 
     /// Gives the memory of `range` back. What is not detached stays in the page cache and is mapped
-    /// again when it is touched. Whole pages, or up to the file's end.
+    /// again when it is touched. Whole pages, or up to the end of what is mapped.
     ///
     /// # Safety
     /// Nothing of `range` is lent, and what was detached will not be lent again.
     unsafe fn release(&self, range: ByteRange) -> io::Result<()>;
 }
 
-/// A whole data file, mapped for reading and shared.
+/// A part of a data file, mapped for reading and shared.
 ///
 /// A page that is touched after it has left the page cache, and that the disk cannot read any more, ends
 /// the process with SIGBUS; [`MappedData::populate`] makes that a matter of moments, not of hours.
 pub(crate) struct DataMap {
     raw: MmapRaw,
+    range: ByteRange,
 }
 
 impl DataMap {
-    pub(crate) fn of(file: &File) -> io::Result<Self> {
-        let raw = MmapOptions::new().map_raw_read_only(file)?;
-        Ok(Self { raw })
+    pub(crate) fn of(file: &File, range: ByteRange) -> io::Result<Self> {
+        let len = usize::try_from(range.len()).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let mut options = MmapOptions::new();
+        let raw = options
+            .offset(range.start())
+            .len(len)
+            .map_raw_read_only(file)?;
+        Ok(Self { raw, range })
     }
 
     /// Where `range` lies in memory. The pointer is inside the mapping, and so are the bytes after it.
     fn place(&self, range: ByteRange) -> io::Result<(*mut u8, usize)> {
-        let end = usize::try_from(range.end()).map_err(|_| io::ErrorKind::UnexpectedEof)?;
-        if end > self.raw.len() {
+        if range.start() < self.range.start() || range.end() > self.range.end() {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let start = range.start() as usize;
-        Ok((self.raw.as_mut_ptr().wrapping_add(start), end - start))
+        // As large as the mapping at most, and so an address.
+        let start = (range.start() - self.range.start()) as usize;
+        let at = self.raw.as_mut_ptr().wrapping_add(start);
+        Ok((at, range.len() as usize))
     }
 
-    /// The pages of `range`, which must be whole but at the file's end: address and bytes.
+    /// The pages of `range`, which must be whole but at the mapping's end: address and bytes.
     fn whole_pages(&self, range: ByteRange) -> io::Result<(*mut c_void, usize)> {
         let page_size = rustix::param::page_size();
         let (at, len) = self.place(range)?;
-        let to_the_end = range.end() == self.raw.len() as u64;
+        let to_the_end = range.end() == self.range.end();
         let whole = (at as usize).is_multiple_of(page_size)
             && (to_the_end || len.is_multiple_of(page_size));
         if !whole {
@@ -93,7 +100,7 @@ impl MappedData for DataMap {
     fn populate(&self, range: ByteRange) -> io::Result<()> {
         let (at, len) = self.place(range)?;
         let before = at as usize % rustix::param::page_size();
-        let at = at.wrapping_sub(before).cast();
+        let at: *mut c_void = at.wrapping_sub(before).cast();
         let mut retries = 0;
         loop {
             // SAFETY: the range lies inside the mapping, which starts on a page boundary and lives as
@@ -232,7 +239,7 @@ mod tests {
         let bytes: Vec<u8> = (0..len).map(|at| (at / 7) as u8).collect();
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&bytes, 0).unwrap();
-        let map = Arc::new(DataMap::of(&file).unwrap());
+        let map = Arc::new(DataMap::of(&file, range(0, len)).unwrap());
         (file, map, bytes)
     }
 

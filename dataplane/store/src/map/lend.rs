@@ -11,8 +11,8 @@
 //! 3. a group that was detached is not lent again from this mapping;
 //! 4. all writes to a data file go through `Blob::write_in_piece`, which does that, and no two groups
 //!    share a page;
-//! 5. a file has one lender at a time, which outlives the blob while anything is lent ([`Lending`]), so
-//!    that whoever opens the blob again meets the same count.
+//! 5. each window of a file has one lender at a time, which outlives the blob while anything is lent
+//!    ([`Lending`]), so that whoever opens the blob again meets the same count.
 //!
 //! So a writer never waits for a reader, however slow that is, and a reader never sees a byte change.
 //! What a detached group costs is a copy of it in memory until its readers are done.
@@ -20,79 +20,93 @@
 use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
+use pantala_wire::layout::PIECE_SIZE_MAX;
 use pantala_wire::{ByteRange, GROUP_SIZE};
 use parking_lot::Mutex;
 
 use super::data::{LentBytes, MappedData};
 use crate::state::State;
 
-/// Address space that all data files of a store may be mapped into; blobs past it are copied. An eighth
-/// of what a process has on the smallest 64-bit machines, and more than most disks hold.
-const MAPPED_BYTES_MAX: u64 = 16 << 40;
+/// Bytes of a file that are mapped at once, from a multiple of them on. No piece is larger, so none lies
+/// in two windows. A window is mapped while something of it is lent, and then costs 128 KiB of page
+/// tables at most; what it holds in memory is what is lent.
+const WINDOW_BYTES: u64 = PIECE_SIZE_MAX;
 
-/// Address space taken, over all blobs of a store.
-#[derive(Debug, Default)]
-pub(crate) struct AddressSpace(AtomicU64);
-
-/// A part of it, given back when dropped.
-struct Reserved(Arc<AddressSpace>, u64);
-
-impl AddressSpace {
-    fn reserve(self: &Arc<Self>, bytes: u64) -> io::Result<Reserved> {
-        let fits = |used: u64| {
-            used.checked_add(bytes)
-                .filter(|sum| *sum <= MAPPED_BYTES_MAX)
-        };
-        match self
-            .0
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
-        {
-            Ok(_) => Ok(Reserved(Arc::clone(self), bytes)),
-            Err(_) => Err(io::ErrorKind::OutOfMemory.into()),
-        }
-    }
+/// Where `range` is mapped; `None` where it lies in two windows.
+fn window_of(range: ByteRange, size: u64) -> Option<ByteRange> {
+    let start = range.start() / WINDOW_BYTES * WINDOW_BYTES;
+    let window = ByteRange::new(start, (start + WINDOW_BYTES).min(size))?;
+    (range.end() <= window.end()).then_some(window)
 }
 
-impl Drop for Reserved {
-    fn drop(&mut self) {
-        self.0.0.fetch_sub(self.1, Ordering::Relaxed);
-    }
+/// The lenders of one data file, for all who have the blob open, one after the other.
+#[derive(Debug)]
+pub(crate) struct Lending {
+    /// Of the blob.
+    size: u64,
+    /// By where their windows start.
+    lenders: Mutex<HashMap<u64, Weak<Lender>>>,
 }
-
-/// The lender of one data file, for all who have the blob open, one after the other.
-#[derive(Debug, Default)]
-pub(crate) struct Lending(Mutex<Weak<Lender>>);
 
 impl Lending {
-    /// The lender, if there is one: without it, nothing is lent.
-    pub(crate) fn current(&self) -> Option<Arc<Lender>> {
-        self.0.lock().upgrade()
+    pub(crate) fn new(size: u64) -> Arc<Self> {
+        Arc::new(Self {
+            size,
+            lenders: Mutex::default(),
+        })
     }
 
-    /// The lender, made from what `map` yields where there is none.
-    pub(crate) fn get_or_map(
+    /// The lender of what `range` lies in, made from what `map` yields where there is none; `None`
+    /// where no one window holds all of it.
+    pub(crate) fn lender(
         &self,
-        size: u64,
-        space: &Arc<AddressSpace>,
-        map: impl FnOnce() -> io::Result<Arc<dyn MappedData>>,
-    ) -> io::Result<Arc<Lender>> {
-        let mut current = self.0.lock();
-        if let Some(lender) = current.upgrade() {
-            return Ok(lender);
+        range: ByteRange,
+        map: impl FnOnce(ByteRange) -> io::Result<Arc<dyn MappedData>>,
+    ) -> io::Result<Option<Arc<Lender>>> {
+        let Some(window) = window_of(range, self.size) else {
+            return Ok(None);
+        };
+        let mut lenders = self.lenders.lock();
+        if let Some(lender) = lenders.get(&window.start()).and_then(Weak::upgrade) {
+            return Ok(Some(lender));
         }
-        let reserved = space.reserve(size)?;
         let lender = Arc::new(Lender {
-            map: map()?,
-            size,
+            map: map(window)?,
+            window,
             groups: Mutex::default(),
-            _reserved: reserved,
+            blob_is_open: AtomicBool::new(true),
         });
-        *current = Arc::downgrade(&lender);
-        Ok(lender)
+        lenders.retain(|_, lender| lender.strong_count() > 0);
+        lenders.insert(window.start(), Arc::downgrade(&lender));
+        Ok(Some(lender))
+    }
+
+    /// Makes the file free to be written in `range`: groups of one piece that the caller has the turn to
+    /// write, and that are not readable. `read` fills a buffer with the file's bytes from an offset on.
+    pub(crate) fn detach(
+        &self,
+        range: ByteRange,
+        read: impl Fn(&mut [u8], u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let window = window_of(range, self.size).ok_or(io::ErrorKind::InvalidInput)?;
+        // Without a lender nothing is lent, and none will be that is not readable.
+        let lender = self
+            .lenders
+            .lock()
+            .get(&window.start())
+            .and_then(Weak::upgrade);
+        lender.map_or(Ok(()), |lender| lender.detach(range, read))
+    }
+
+    /// Tells the lenders whether somebody has the blob open, and with it its file.
+    pub(crate) fn set_open(&self, open: bool) {
+        for lender in self.lenders.lock().values().filter_map(Weak::upgrade) {
+            lender.blob_is_open.store(open, Ordering::Relaxed);
+        }
     }
 }
 
@@ -104,19 +118,20 @@ struct Group {
     detached: bool,
 }
 
-/// Lends the bytes of one mapped data file.
+/// Lends the bytes of one window of a data file.
 pub(crate) struct Lender {
     map: Arc<dyn MappedData>,
-    size: u64,
+    window: ByteRange,
     /// The groups that are lent or detached, by their number in the blob. A leaf among the locks.
     groups: Mutex<HashMap<u64, Group>>,
-    _reserved: Reserved,
+    /// What decides who unmaps: see [`Loan`]'s drop. Nothing else depends on it.
+    blob_is_open: AtomicBool,
 }
 
 impl std::fmt::Debug for Lender {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Lender")
-            .field("size", &self.size)
+            .field("window", &self.window)
             .finish_non_exhaustive()
     }
 }
@@ -148,21 +163,20 @@ impl Lender {
         })
     }
 
-    /// Makes the file free to be written in `groups`. The caller has the turn to write them, and they
-    /// are not readable. `read` fills a buffer with the file's bytes from an offset on.
-    pub(crate) fn detach(
+    /// See [`Lending::detach`].
+    fn detach(
         &self,
-        groups: Range<u64>,
+        range: ByteRange,
         read: impl Fn(&mut [u8], u64) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut copy = Vec::new();
-        for number in groups {
+        for number in groups_of(range) {
             let is_lent = |group: &Group| group.loans > 0 && !group.detached;
             if !self.groups.lock().get(&number).is_some_and(is_lent) {
                 continue;
             }
             let offset = number * GROUP_SIZE;
-            copy.resize((self.size - offset).min(GROUP_SIZE) as usize, 0);
+            copy.resize((self.window.end() - offset).min(GROUP_SIZE) as usize, 0);
             read(&mut copy, offset)?;
             let mut groups = self.groups.lock();
             // Its readers may be done by now, and then nobody may look at it again.
@@ -178,6 +192,8 @@ impl Lender {
 
     fn give_back(&self, range: ByteRange) {
         let mut groups = self.groups.lock();
+        // What nobody reads any more, as one run after the other.
+        let mut idle: Option<Range<u64>> = None;
         for number in groups_of(range) {
             let Some(group) = groups.get_mut(&number) else {
                 continue;
@@ -188,16 +204,31 @@ impl Lender {
             }
             if !group.detached {
                 groups.remove(&number);
-                continue;
             }
-            let start = number * GROUP_SIZE;
-            let Some(range) = ByteRange::new(start, (start + GROUP_SIZE).min(self.size)) else {
-                continue;
-            };
-            // SAFETY: nobody reads the group any more, and `lend` does not lend what is detached.
-            if let Err(error) = unsafe { self.map.release(range) } {
-                tracing::debug!(%error, "the memory of a copy is kept until its blob is closed");
+            match &mut idle {
+                Some(run) if run.end == number => run.end += 1,
+                _ => {
+                    if let Some(run) = idle.replace(number..number + 1) {
+                        self.release(run);
+                    }
+                }
             }
+        }
+        if let Some(run) = idle {
+            self.release(run);
+        }
+    }
+
+    /// Takes pages out of the process that nobody reads: mapped and idle they would count as its memory.
+    /// The lock of the groups is held, so that nobody begins to read.
+    fn release(&self, groups: Range<u64>) {
+        let (start, end) = (groups.start * GROUP_SIZE, groups.end * GROUP_SIZE);
+        let Some(range) = ByteRange::new(start, end.min(self.window.end())) else {
+            return;
+        };
+        // SAFETY: nobody reads these groups any more, and `lend` does not lend what is detached.
+        if let Err(error) = unsafe { self.map.release(range) } {
+            tracing::debug!(%error, "pages stay mapped until all of their window are idle");
         }
     }
 }
@@ -236,11 +267,11 @@ impl Drop for Loan {
             return;
         };
         lender.give_back(self.range);
-        if Arc::strong_count(&lender) > 1 {
+        if Arc::strong_count(&lender) > 1 || lender.blob_is_open.load(Ordering::Relaxed) {
             return;
         }
         // The blob was closed meanwhile, perhaps evicted: the kernel then deletes its bytes when the
-        // mapping goes, which can take long, and whoever drops a slice may be serving sockets.
+        // last mapping goes, which can take long, and whoever drops a slice may be serving sockets.
         let name = "pantala-unmap".to_owned();
         if let Err(error) = std::thread::Builder::new()
             .name(name)

@@ -477,7 +477,7 @@ impl StoreFile for SimFile {
         Ok(Box::new(SimMap(self.0.clone(), self.1)))
     }
 
-    fn map_data(&self) -> io::Result<Arc<dyn MappedData>> {
+    fn map_data(&self, range: ByteRange) -> io::Result<Arc<dyn MappedData>> {
         let mut world = self.0.world();
         world.step()?;
         world.detached.push(Vec::new());
@@ -485,6 +485,7 @@ impl StoreFile for SimFile {
             fs: self.0.clone(),
             inode: self.1,
             map: world.detached.len() - 1,
+            mapped: span(range),
         }))
     }
 }
@@ -493,6 +494,17 @@ struct SimData {
     fs: SimFs,
     inode: usize,
     map: usize,
+    mapped: Range<usize>,
+}
+
+impl SimData {
+    /// Where `range` is in the file, if it is mapped.
+    fn place(&self, range: ByteRange) -> Range<usize> {
+        let range = span(range);
+        let inside = self.mapped.start <= range.start && range.end <= self.mapped.end;
+        assert!(inside, "what is not mapped was asked for");
+        range
+    }
 }
 
 fn span(range: ByteRange) -> Range<usize> {
@@ -503,14 +515,14 @@ impl MappedData for SimData {
     fn populate(&self, range: ByteRange) -> io::Result<()> {
         let mut world = self.fs.world();
         world.step()?;
-        let bytes = world.inodes[self.inode].cache.get(span(range));
+        let bytes = world.inodes[self.inode].cache.get(self.place(range));
         bytes.map(drop).ok_or(io::ErrorKind::UnexpectedEof.into())
     }
 
     unsafe fn lend(self: Arc<Self>, range: ByteRange) -> io::Result<LentBytes> {
         let mut world = self.fs.world();
         world.step()?;
-        let range = span(range);
+        let range = self.place(range);
         let bytes: Arc<[u8]> = world.inodes[self.inode]
             .cache
             .get(range.clone())
@@ -559,7 +571,7 @@ impl MappedData for SimData {
 
     unsafe fn release(&self, range: ByteRange) -> io::Result<()> {
         let mut world = self.fs.world();
-        let range = span(range);
+        let range = self.place(range);
         let mut loans = world.loans.values();
         let lent = loans.any(|loan| loan.map == self.map && overlap(&loan.range, &range));
         assert!(!lent, "memory was given back under its reader");
