@@ -227,15 +227,14 @@ async fn a_peer_that_was_killed_and_restarted_is_found_out_before_any_timeout() 
     };
     let a = authority.node_with(patient.clone());
     let identity = authority.issue();
-    let other_runtime = tokio::runtime::Runtime::new().unwrap();
-    let b = {
-        let _inside = other_runtime.enter();
-        super::cluster::endpoint(identity.clone(), patient.clone())
-    };
-    let (here, there) = soon(connect(&a, &b)).await;
+    let b = super::cluster::endpoint(identity.clone(), patient.clone());
     let address = b.local_addr();
-    // As if killed: what could say a last word goes before the handles that would have it said.
-    other_runtime.shutdown_background();
+    let (front, cut) = path(address).await;
+    let (here, there) = tokio::join!(a.connect(front, b.node()), b.accept());
+    let (here, there) = (here.unwrap(), there.unwrap());
+    // As if killed: its last words are not heard.
+    cut.store(true, Ordering::Relaxed);
+    b.close().await;
     drop((there, b));
     let restarted = soon(async {
         loop {
@@ -252,6 +251,7 @@ async fn a_peer_that_was_killed_and_restarted_is_found_out_before_any_timeout() 
         }
     })
     .await;
+    cut.store(false, Ordering::Relaxed);
     let (mut send, _recv) = here.open(Priority::Bulk).await.unwrap();
     let error = soon(async {
         loop {
