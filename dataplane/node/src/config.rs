@@ -15,6 +15,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pantala_quic::DriverChoice;
 use url::Url;
 
 pub use document::known_keys;
@@ -102,6 +103,10 @@ pub struct Peer {
     pub listen: SocketAddr,
     /// The address given to other nodes; found out where absent.
     pub advertise: Option<SocketAddr>,
+    /// What is to move the packets.
+    pub driver: DriverChoice,
+    /// Threads that move them; 0 for one a core.
+    pub threads: usize,
 }
 
 /// `[control]`

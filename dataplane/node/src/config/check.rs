@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pantala_quic::DriverChoice;
 use pantala_wire::name::is_host;
 use url::Url;
 
@@ -16,6 +17,8 @@ use super::{
     Admin, Config, Control, Labels, Log, LogFormat, Mirror, Peer, Registry, Source, Store, TlsFiles,
 };
 
+/// As many as the driver makes use of.
+const PEER_THREADS_MAX: u64 = 8;
 const DAY_MS: u64 = 24 * 3_600 * 1_000;
 const ADDRESS_HINT: &str = "write an IP address and a port, such as \"127.0.0.1:65001\"";
 
@@ -190,9 +193,30 @@ impl RawPeer {
                 "write the address and port that other nodes reach this node at",
             ));
         }
+        let driver = match self.driver.as_str() {
+            "auto" => DriverChoice::Auto,
+            "io_uring" => DriverChoice::Ring,
+            "tokio" => DriverChoice::Tokio,
+            other => {
+                return Err(file.invalid(
+                    &["peer", "driver"],
+                    format!("{other:?} is no driver"),
+                    "write \"auto\", \"io_uring\" or \"tokio\"",
+                ));
+            }
+        };
+        let threads = in_range(
+            file,
+            &["peer", "threads"],
+            self.threads,
+            0,
+            PEER_THREADS_MAX,
+        )?;
         Ok(Peer {
             listen: address(file, &["peer", "listen"], &self.listen)?,
             advertise,
+            driver,
+            threads: usize::try_from(threads).unwrap_or(0),
         })
     }
 }

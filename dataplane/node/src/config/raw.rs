@@ -104,6 +104,8 @@ impl Default for RawAdmin {
 pub(super) struct RawPeer {
     pub(super) listen: String,
     pub(super) advertise: String,
+    pub(super) driver: String,
+    pub(super) threads: u64,
 }
 
 impl Default for RawPeer {
@@ -111,6 +113,8 @@ impl Default for RawPeer {
         Self {
             listen: "0.0.0.0:65003".into(),
             advertise: String::new(),
+            driver: "auto".into(),
+            threads: 0,
         }
     }
 }

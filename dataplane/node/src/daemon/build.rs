@@ -233,10 +233,13 @@ fn bind_peers(config: &Config, identity: &Identity) -> anyhow::Result<Endpoint> 
             key_pkcs8_der: identity.key_der().secret_der().to_vec(),
             ca_certificate_der: identity.ca_certificate_der().to_vec(),
         },
-        limits: Limits::default(),
-        driver: pantala_quic::DriverChoice::default(),
+        limits: Limits {
+            threads: config.peer.threads,
+            ..Limits::default()
+        },
+        driver: config.peer.driver,
     })
-    .context("cannot listen for peers (peer.listen)")
+    .context("cannot listen for peers (peer.listen, peer.driver)")
 }
 
 /// The address that other nodes are told: the configured one; else the one from which control is

@@ -16,9 +16,8 @@ pub(super) const CERTS_DIR: &str = "/etc/containerd/certs.d";
 #[derive(Debug)]
 pub(super) struct Facts {
     pub(super) kernel: String,
-    pub(super) io_uring_disabled: Option<u64>,
-    pub(super) has_io_uring: bool,
-    pub(super) is_seccomp_filtered: bool,
+    /// Whether the ring driver works here, or why not.
+    pub(super) io_uring: Result<(), String>,
     pub(super) is_root: bool,
     pub(super) capabilities: u64,
     pub(super) rmem_max_bytes: Option<u64>,
@@ -54,10 +53,7 @@ impl Facts {
                 .release()
                 .to_string_lossy()
                 .into_owned(),
-            io_uring_disabled: number("/proc/sys/kernel/io_uring_disabled"),
-            has_io_uring: std::fs::read_to_string("/proc/kallsyms")
-                .is_ok_and(|symbols| symbols.contains("io_uring_setup")),
-            is_seccomp_filtered: of_status("Seccomp:").is_some_and(|mode| mode != "0"),
+            io_uring: pantala_quic::probe_ring(),
             is_root: rustix::process::geteuid().is_root(),
             capabilities: of_status("CapEff:")
                 .and_then(|hex| u64::from_str_radix(&hex, 16).ok())

@@ -24,8 +24,8 @@ use crate::identity::SERVER_NAME;
 const RING_ENTRIES: u32 = 64;
 /// Receive buffers that the kernel fills: more are colder, fewer end a burst early.
 const RECEIVE_BUFFERS: u16 = 32;
-/// A whole batch of coalesced datagrams, its addresses and its control messages.
-const RECEIVE_BUFFER_BYTES: usize = 66 << 10;
+/// A whole batch of coalesced datagrams.
+const RECEIVE_BUFFER_BYTES: usize = 65_535;
 /// Receive buffers, besides, that unread slices of theirs keep; past them slices are copied. 16 MiB.
 const RECEIVE_BUFFERS_LENT_MAX: usize = 256;
 /// Batches on their way to the network at once: enough for one call into the kernel to carry several, few
