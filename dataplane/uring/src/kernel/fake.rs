@@ -358,7 +358,7 @@ fn look(operation: &Operation) -> Vec<u8> {
             // SAFETY: on loan.
             let template = unsafe { &*template };
             assert_eq!(template.msg_namelen as usize, NAME_BYTES);
-            assert_eq!(template.msg_controllen as usize, RECEIVE_BYTES);
+            assert_eq!(template.msg_controllen, RECEIVE_BYTES as _);
             Vec::new()
         }
         Operation::Read { .. } | Operation::Cancel { .. } | Operation::CancelAll => Vec::new(),

@@ -1,4 +1,9 @@
 //! The ring over the kernel that runs the tests.
 
 mod datagrams;
+mod ending;
+mod files;
+mod groups;
+mod pressure;
 mod rig;
+mod sleeping;

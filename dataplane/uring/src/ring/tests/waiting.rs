@@ -46,7 +46,7 @@ fn who_wakes_a_ring_that_is_awake_makes_it_not_sleep() {
     let (mut core, fake, _) = rig();
     let waker = core.waker();
     waker.wake();
-    waker.clone().wake();
+    core.waker().wake();
     core.wait(None).unwrap();
     assert!(!fake.stays().contains(&Stay::Until(None)));
     assert!(matches!(events(&mut core)[..], [Event::Woken]));
