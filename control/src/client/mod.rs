@@ -95,6 +95,13 @@ pub enum Event {
         /// When to ask again; zero: at once.
         retry_after: Duration,
     },
+    /// Whether this node, and no other, may fetch the first bytes of a blob of unknown size.
+    Opening {
+        /// The blob.
+        digest: BlobDigest,
+        /// Whether it may.
+        granted: bool,
+    },
     /// All nodes that are shut out: take nothing from them and believe no claim of theirs.
     ShutOut(Vec<NodeId>),
     /// What the node asked for this blob is not served.

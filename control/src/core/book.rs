@@ -7,6 +7,7 @@ use pantala_wire::{BlobDigest, PieceLayout};
 use super::config::PUSHES_PER_EVENT_MAX;
 use super::message::{RefusedReason, TaskReport, ToNode};
 use super::nodes::Slot;
+use super::opening::opening_pieces;
 use super::task::Task;
 use super::{Core, Out};
 
@@ -37,8 +38,11 @@ impl Core {
                 self.forget(oldest);
             }
             self.pieces += u64::from(count);
-            self.tasks
-                .insert(digest, Task::new(digest, report.size_bytes, count));
+            let mut task = Task::new(digest, report.size_bytes, count);
+            if self.openings.is_open(&digest) {
+                task.reserved_count = opening_pieces(&layout);
+            }
+            self.tasks.insert(digest, task);
         }
         if let Some(task) = self.tasks.get_mut(&digest) {
             task.enter(slot);

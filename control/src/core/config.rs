@@ -6,6 +6,13 @@ use std::time::Duration;
 /// first ones, and a slow registry divided by many transfers gives each a few MiB/s: 8 MiB are a
 /// wait of a second or two then, and of milliseconds on a fast one.
 pub const LEASE_RUN_MAX: u32 = 8;
+/// Bytes at the start of a blob of unknown size that one node may ask the source for: a lease of the
+/// longest run, of pieces of the usual size.
+pub const OPENING_BYTES: u64 = LEASE_RUN_MAX as u64 * pantala_wire::layout::PIECE_SIZE_MIN;
+/// Openings at a time, some 100 bytes each: one lasts a round trip to the source.
+pub const OPENINGS_MAX: usize = 64 * 1024;
+/// Openings of one node at a time: the requests that it has under way at one source are fewer.
+pub const OPENINGS_PER_NODE_MAX: usize = 64;
 /// Leases of one node on one task: enough to ask ahead of the source, too few to hoard a blob.
 pub const LEASES_PER_MEMBER_MAX: usize = 8;
 /// Parents that a node gets without asking for more: enough to outlive the failure of some.
@@ -35,6 +42,9 @@ pub struct CoreConfig {
     pub seed: u64,
     /// How long a lease lasts without progress: longer than a slow source needs for one piece.
     pub lease_ttl: Duration,
+    /// How long an opening lasts: longer than a slow source needs for the head of an answer, and no
+    /// longer than the first reader of another node waits before that node goes to the source alone.
+    pub opening_ttl: Duration,
     /// How long a node that lost its session keeps what it has.
     pub reconnect_grace: Duration,
     /// How long after the start leases wait for nodes that have not announced yet.
@@ -62,6 +72,7 @@ impl Default for CoreConfig {
         Self {
             seed: 0,
             lease_ttl: Duration::from_secs(30),
+            opening_ttl: Duration::from_millis(2500),
             reconnect_grace: Duration::from_secs(1),
             start_grace: Duration::from_secs(2),
             parent_exclusion: Duration::from_secs(30),

@@ -31,6 +31,7 @@ impl Core {
         out: &mut Out,
     ) {
         let digest = report.digest;
+        let opened = self.take_opening(slot, &digest);
         if let Err(reason) = self.enter(slot, report) {
             out.push((node, ToNode::Refused { digest, reason }));
             return;
@@ -53,7 +54,9 @@ impl Core {
         if report.complete {
             self.complete(now, slot, digest, out);
         } else if report.wanted {
-            let given = task.regrant(slot, &report.fetching, now, self.config.lease_ttl);
+            let opened = opened.then(|| task.opening_run());
+            let fetching: Vec<_> = opened.iter().chain(&report.fetching).copied().collect();
+            let given = task.regrant(slot, &fetching, now, self.config.lease_ttl);
             self.leases_granted += given.len() as u64;
             out.extend(given.into_iter().map(|pieces| {
                 let expires_in = self.config.lease_ttl;
@@ -216,7 +219,9 @@ impl Core {
 
     /// A node that was shut out during its session learns that it waits in vain.
     pub(super) fn turn_away(&self, node: NodeId, message: &FromNode, out: &mut Out) {
-        if let FromNode::OpenTask { digest, .. } | FromNode::AskLease { digest, .. } = *message
+        if let FromNode::OpenTask { digest, .. }
+        | FromNode::AskLease { digest, .. }
+        | FromNode::AskOpening { digest } = *message
             && self.verdicts.is_shut_out(&node)
         {
             let reason = RefusedReason::ShutOut;
@@ -246,6 +251,7 @@ impl Core {
             self.withdraw(now, slot, digest, out);
             self.settle(now, digest, out);
         }
+        self.end_openings_of(now, slot, out);
         self.nodes.remove(slot);
     }
 

@@ -9,10 +9,10 @@ use super::nodes::Slot;
 use super::task::{Member, Task, ascending};
 
 impl Task {
-    /// Whether a lease on `piece` may go to `member`: nobody has one, the member lacks the piece, and
-    /// nobody holds it that the member could get it from.
+    /// Whether a lease on `piece` may go to `member`: nobody has one nor an opening, the member lacks the
+    /// piece, and nobody holds it that the member could get it from.
     fn is_leasable(&self, member: &Member, piece: u32, now: Duration) -> bool {
-        if self.is_leased(piece) || member.holds(piece) {
+        if self.is_leased(piece) || member.holds(piece) || piece < self.reserved_count {
             return false;
         }
         let holder_count = self.holder_count(piece);

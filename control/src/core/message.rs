@@ -72,6 +72,18 @@ pub enum FromNode {
         /// It holds the whole blob, verified, and is here to serve.
         complete: bool,
     },
+    /// Asks for the first [`OPENING_BYTES`](super::config::OPENING_BYTES) of a blob whose size the node
+    /// does not know; answered with `Opening`. Who is granted it fetches them and opens the task, which
+    /// makes a lease of it, or returns it.
+    AskOpening {
+        /// The blob.
+        digest: BlobDigest,
+    },
+    /// The node got nothing from the source: somebody else may try.
+    ReturnOpening {
+        /// The blob.
+        digest: BlobDigest,
+    },
     /// The node downloads the blob no longer; what it holds it goes on serving.
     CloseTask {
         /// The blob.
@@ -192,6 +204,14 @@ pub enum ToNode {
         digest: BlobDigest,
         /// When to ask again; zero: something has come free, ask at once.
         retry_after: Duration,
+    },
+    /// The answer to `AskOpening`.
+    Opening {
+        /// The blob.
+        digest: BlobDigest,
+        /// Whether this node, and no other, may fetch the blob's first bytes from the source. If not,
+        /// somebody has or fetches them, or may.
+        granted: bool,
     },
     /// All nodes that are shut out.
     ShutOut(Vec<NodeId>),

@@ -15,6 +15,7 @@ mod events;
 mod lease;
 pub mod message;
 mod nodes;
+mod opening;
 mod parents;
 mod task;
 mod verdict;
@@ -28,6 +29,7 @@ pub use config::CoreConfig;
 pub use message::{FromNode, NodeInfo, RefusedReason, TaskReport, ToNode};
 
 use nodes::Nodes;
+use opening::Openings;
 use task::Task;
 use verdict::Verdicts;
 
@@ -61,6 +63,7 @@ pub struct Core {
     is_successor: bool,
     nodes: Nodes,
     tasks: HashMap<BlobDigest, Task>,
+    openings: Openings,
     alarms: BTreeSet<(Duration, BlobDigest)>,
     idle: BTreeSet<(Duration, BlobDigest)>,
     memberships: usize,
@@ -81,6 +84,7 @@ impl Core {
             is_successor: false,
             nodes: Nodes::default(),
             tasks: HashMap::new(),
+            openings: Openings::default(),
             alarms: BTreeSet::new(),
             idle: BTreeSet::new(),
             memberships: 0,
@@ -158,6 +162,8 @@ impl Core {
                 };
                 self.report(now, slot, node, &report, false, out);
             }
+            FromNode::AskOpening { digest } => self.ask_opening(now, slot, node, digest, out),
+            FromNode::ReturnOpening { digest } => self.return_opening(now, slot, digest, out),
             FromNode::CloseTask { digest } => self.close(now, slot, digest, out),
             FromNode::AskLease {
                 digest,
@@ -231,6 +237,7 @@ impl Core {
         {
             self.depart(now, slot, out);
         }
+        self.end_overdue_openings(now, out);
         while let Some(&(at, digest)) = self.alarms.first()
             && at <= now
         {
@@ -245,7 +252,8 @@ impl Core {
     pub fn next_timeout(&self) -> Option<Duration> {
         let departure = self.nodes.next_departure().map(|(until, _)| until);
         let alarm = self.alarms.first().map(|&(at, _)| at);
-        departure.into_iter().chain(alarm).min()
+        let opening = self.openings.next_end();
+        departure.into_iter().chain(alarm).chain(opening).min()
     }
 
     /// What the core knows, in numbers.

@@ -96,6 +96,8 @@ pub(super) struct Task {
     pub(super) expiries: BTreeSet<(Duration, u32)>,
     next_lease: u32,
     uncovered_count: u32,
+    /// Pieces at the start that a node which has not named the size yet may be fetching.
+    pub(super) reserved_count: u32,
     /// Something has come free since the waiting were last told.
     pub(super) has_freed: bool,
     pub(super) waiting: BTreeMap<u64, Slot>,
@@ -146,6 +148,7 @@ impl Task {
             expiries: BTreeSet::new(),
             next_lease: NO_LEASE,
             uncovered_count: piece_count,
+            reserved_count: 0,
             has_freed: false,
             waiting: BTreeMap::new(),
             short: BTreeMap::new(),

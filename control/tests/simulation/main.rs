@@ -9,6 +9,7 @@
 mod faults;
 mod model;
 mod nodes;
+mod openings;
 mod rules;
 
 use std::collections::BTreeMap;

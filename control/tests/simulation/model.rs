@@ -239,6 +239,8 @@ impl Sim {
                     }
                 }
                 ToNode::ShutOut(list) => self.referee.shut_out.extend(list),
+                // Its holder opens the task soon, and gets a lease for it.
+                ToNode::Opening { .. } => {}
             }
         }
     }

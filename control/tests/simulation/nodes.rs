@@ -132,6 +132,9 @@ impl Sim {
         }
         if connected && !download.opened {
             let held = download.held.runs();
+            if held.is_empty() && self.rng.below(3) == 0 {
+                return self.send(at, FromNode::AskOpening { digest });
+            }
             self.nodes[at].downloads.get_mut(&digest).unwrap().opened = true;
             self.send(
                 at,
