@@ -15,10 +15,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pantala-wire", &[]),
     ("pantala-uring", &[]),
     ("pantala-swarm", &["pantala-wire"]),
-    ("pantala-store", &["pantala-wire", "pantala-swarm", "pantala-uring"]),
+    (
+        "pantala-store",
+        &["pantala-wire", "pantala-swarm", "pantala-uring"],
+    ),
     ("pantala-source", &["pantala-wire", "pantala-swarm"]),
     ("pantala-mirror", &["pantala-wire", "pantala-swarm"]),
-    ("pantala-quic", &["pantala-wire", "pantala-swarm", "pantala-uring"]),
+    (
+        "pantala-quic",
+        &["pantala-wire", "pantala-swarm", "pantala-uring"],
+    ),
     ("pantala-control", &["pantala-wire"]),
     (
         "pantala-node",
@@ -33,7 +39,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "pantala-wire",
         ],
     ),
-    ("pantala-perf", &["pantala-quic", "pantala-store", "pantala-wire"]),
+    (
+        "pantala-perf",
+        &["pantala-quic", "pantala-store", "pantala-wire"],
+    ),
     ("xtask", &[]),
 ];
 /// Crates that decide: no runtime, no sockets, no clocks.

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must pass, one line a step, nothing hidden.
 
 pub(crate) mod fuzz;
+mod sanitizer;
 mod steps;
 
 use std::process::ExitCode;
@@ -56,6 +57,10 @@ const STEPS: &[Step] = &[
     Step {
         name: "unit",
         run: steps::unit,
+    },
+    Step {
+        name: "sanitizer",
+        run: sanitizer::address,
     },
     Step {
         name: "fuzz",
