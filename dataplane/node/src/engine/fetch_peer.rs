@@ -1,22 +1,36 @@
 //! Fetches a piece from a parent into the store, verifying each group before anyone can read it.
 
+use std::pin::pin;
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::Bytes;
 use pantala_quic::{Blame, Error as QuicError, RecvStream};
 use pantala_store::StoreError;
 use pantala_swarm::{Author, Failure, Input, RequestId};
 use pantala_wire::claim::ClaimError;
 use pantala_wire::message::{self, refusal, request, response};
 use pantala_wire::tree::{TreeError, check_group_digests};
-use pantala_wire::{Claim, GROUP_SIZE, GroupDigest, NodeId, PieceIndex, Priority};
+use pantala_wire::{ByteRange, Claim, GROUP_SIZE, GroupDigest, NodeId, PieceIndex, Priority};
+
+use tokio::sync::Semaphore;
 
 use super::Shared;
 use super::task::Task;
 use crate::metrics::{Origin, OutcomeLabel};
 
-/// Bytes collected before they are written at once.
-const WRITE_SIZE: usize = 4 * GROUP_SIZE as usize;
+/// Bytes collected before they are written at once: enough that switching threads costs little beside
+/// hashing them, few enough that a reader who waits for them notices no steps. The most that a request
+/// holds while nothing is written; the machine bounds the requests.
+const PART_BYTES: u64 = 4 * GROUP_SIZE;
+/// The same for the first part of what somebody waits for: one group, so that it is handed on at once.
+const FIRST_PART_BYTES: u64 = GROUP_SIZE;
+/// Parts collected, over all downloads, while another part of their request is written: 16 MiB at most,
+/// and as much again where small packets pin their receive buffers. Past it, a request does one after
+/// the other.
+const PARTS_AHEAD_MAX: usize = 64;
+
+/// Turns to collect a part while the one before it is written.
+static PARTS_AHEAD: Semaphore = Semaphore::const_new(PARTS_AHEAD_MAX);
 
 /// How much of a parent's own words is kept.
 const DETAIL_CHARS_MAX: usize = 200;
@@ -69,9 +83,9 @@ impl FetchError {
             Self::Store(StoreError::WrongGroup { .. } | StoreError::WrongDigest { .. }) => {
                 (Failure::Lied, "wrong_bytes")
             }
-            Self::Store(StoreError::Unwritten(_) | StoreError::Dropped(_)) => {
-                (Failure::Conflict, "conflict")
-            }
+            Self::Store(
+                StoreError::Unwritten(_) | StoreError::Dropped(_) | StoreError::BeingRead(_),
+            ) => (Failure::Conflict, "conflict"),
             Self::Store(_) => (Failure::Stalled, "store"),
         }
     }
@@ -87,6 +101,7 @@ impl FetchError {
                 | StoreError::WrongDigest { .. }
                 | StoreError::Unwritten(_)
                 | StoreError::Dropped(_)
+                | StoreError::BeingRead(_)
         );
         (!of_the_data).then(|| error.to_string())
     }
@@ -188,51 +203,96 @@ async fn fetch(
         return Err(FetchError::Author(claim.author));
     }
     let groups = check_group_digests(&layout, ask.piece, &head.group_digests, &claim.piece_digest)?;
-    receive(shared, task, ask, &mut recv, &groups, claim).await?;
+    let receipt = Receipt {
+        shared: Arc::clone(shared),
+        task: Arc::clone(task),
+        ask,
+        range,
+        claim,
+        groups,
+    };
+    receipt.receive(&mut recv).await?;
     task.relayers.lock().insert(ask.piece, ask.parent);
     Ok(claim.author)
 }
 
-/// Takes the piece's bytes off the stream, verified group by group.
-async fn receive(
-    shared: &Arc<Shared>,
-    task: &Arc<Task>,
+/// A piece that a parent is sending.
+struct Receipt {
+    shared: Arc<Shared>,
+    task: Arc<Task>,
     ask: PieceRequest,
-    recv: &mut RecvStream,
-    groups: &[GroupDigest],
+    /// The bytes of the whole piece.
+    range: ByteRange,
     claim: Claim,
-) -> Result<(), FetchError> {
-    let layout = task.blob.layout();
-    let range = layout
-        .piece_range(ask.piece)
-        .ok_or(FetchError::Unexpected)?;
-    let start = range.start() + u64::from(ask.first_group) * GROUP_SIZE;
-    let mut offset = start;
-    let mut buffer = BytesMut::with_capacity(WRITE_SIZE);
-    while offset < range.end() {
-        let want = WRITE_SIZE.min((range.end() - offset) as usize);
-        while buffer.len() < want {
-            match recv.read_chunk(want - buffer.len()).await? {
-                Some(chunk) => buffer.extend_from_slice(&chunk),
-                None => return Err(FetchError::Short),
-            }
+    groups: Vec<GroupDigest>,
+}
+
+impl Receipt {
+    /// Takes the piece's bytes off the stream, verified group by group. While one part is hashed and
+    /// written, the next is collected.
+    async fn receive(&self, recv: &mut RecvStream) -> Result<(), FetchError> {
+        let first_bytes = match self.ask.priority {
+            Priority::Fault | Priority::Client => FIRST_PART_BYTES,
+            Priority::Bulk | Priority::Prefetch => PART_BYTES,
+        };
+        let Some(mut part) = self.part_from(self.start(), first_bytes) else {
+            return Ok(());
+        };
+        let mut slices = collect(recv, part).await?;
+        while let Some(next) = self.part_from(part.end(), PART_BYTES) {
+            let Ok(_turn) = PARTS_AHEAD.try_acquire() else {
+                self.write(part, slices).await?;
+                slices = collect(recv, next).await?;
+                part = next;
+                continue;
+            };
+            let mut writing = pin!(self.write(part, slices));
+            let mut collecting = pin!(collect(recv, next));
+            slices = tokio::select! {
+                collected = &mut collecting => {
+                    // Also where the parent has failed: what came before that is right and counts.
+                    writing.await?;
+                    collected?
+                }
+                written = &mut writing => {
+                    written?;
+                    collecting.await?
+                }
+            };
+            part = next;
         }
-        let data = buffer.split().freeze();
-        let first = ((offset - range.start()) / GROUP_SIZE) as usize;
-        let expected = groups[first..first + want.div_ceil(GROUP_SIZE as usize)].to_vec();
-        let last = offset + want as u64 == range.end();
-        let blocking_task = Arc::clone(task);
-        let metrics = Arc::clone(&shared.metrics);
+        self.write(part, slices).await
+    }
+
+    /// Where the bytes that were asked for start.
+    fn start(&self) -> u64 {
+        self.range.start() + u64::from(self.ask.first_group) * GROUP_SIZE
+    }
+
+    /// Up to `len` bytes from `at` on; `None` at the end.
+    fn part_from(&self, at: u64, len: u64) -> Option<ByteRange> {
+        ByteRange::new(at, self.range.end().min(at + len))
+    }
+
+    /// Verifies and writes a part, and tells everybody who waits for it.
+    async fn write(&self, part: ByteRange, slices: Vec<Bytes>) -> Result<(), FetchError> {
+        let first = ((part.start() - self.range.start()) / GROUP_SIZE) as usize;
+        let count = part.len().div_ceil(GROUP_SIZE) as usize;
+        let expected = self.groups[first..first + count].to_vec();
+        let last = part.end() == self.range.end();
+        let (piece, claim) = (self.ask.piece, self.claim);
+        let (shared, task) = (Arc::clone(&self.shared), Arc::clone(&self.task));
         super::blocking(move || {
             let started = std::time::Instant::now();
-            let blob = &blocking_task.blob;
-            let written = blob
-                .write_verified_groups(offset, &data, &expected)
+            let written = task
+                .blob
+                .write_verified_slices(part.start(), &slices, &expected)
                 .and_then(|()| match last {
-                    true => blob.commit_piece(ask.piece, claim),
+                    true => task.blob.commit_piece(piece, claim),
                     false => Ok(()),
                 });
-            metrics.store_write.observe(started.elapsed().as_secs_f64());
+            let seconds = started.elapsed().as_secs_f64();
+            shared.metrics.store_write.observe(seconds);
             match written {
                 // A duplicate of this request delivered the piece meanwhile.
                 Err(StoreError::AlreadyHeld(_)) => Ok(()),
@@ -240,17 +300,30 @@ async fn receive(
             }
         })
         .await?;
-        offset += want as u64;
-        task.by_peer.add(ask.parent, want as u64);
-        shared.by_peer.add(ask.parent, want as u64);
-        shared.metrics.received(Origin::Peer, want as u64);
-        shared.board.ring(&task.digest);
-        task.input(Input::Progress {
-            request: ask.request,
-            groups: (offset - start).div_ceil(GROUP_SIZE) as u32,
-        })
-        .await;
-        buffer.reserve(WRITE_SIZE);
+        self.task.by_peer.add(self.ask.parent, part.len());
+        self.shared.by_peer.add(self.ask.parent, part.len());
+        self.shared.metrics.received(Origin::Peer, part.len());
+        self.shared.board.ring(&self.task.digest);
+        let progress = Input::Progress {
+            request: self.ask.request,
+            groups: (part.end() - self.start()).div_ceil(GROUP_SIZE) as u32,
+        };
+        self.task.input(progress).await;
+        Ok(())
     }
-    Ok(())
+}
+
+/// The bytes of `part`, off the stream, as they were decrypted.
+async fn collect(recv: &mut RecvStream, part: ByteRange) -> Result<Vec<Bytes>, FetchError> {
+    let mut slices = Vec::new();
+    let mut missing = part.len() as usize;
+    while missing > 0 {
+        let came = recv.read_slices(missing).await?;
+        if came.is_empty() {
+            return Err(FetchError::Short);
+        }
+        missing -= came.iter().map(Bytes::len).sum::<usize>();
+        slices.extend(came);
+    }
+    Ok(slices)
 }

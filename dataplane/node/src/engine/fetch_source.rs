@@ -77,7 +77,10 @@ async fn report(task: &Task, request: RequestId, access: Option<SourceAccess>, e
     let failure = match &error {
         // Another writer, or a failed sync, came between: the piece is asked for again.
         FetchError::Store(
-            StoreError::Dropped(_) | StoreError::Unwritten(_) | StoreError::WrongDigest { .. },
+            StoreError::Dropped(_)
+            | StoreError::Unwritten(_)
+            | StoreError::BeingRead(_)
+            | StoreError::WrongDigest { .. },
         )
         | FetchError::Short(_) => Failure::Retry {
             after: None,

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use pantala_quic::{Connection, Error as QuicError, RecvStream, SendStream};
-use pantala_store::{Blob, Store, StoreError};
+use pantala_store::{Blob, PieceProof, Store, StoreError};
+use pantala_wire::layout::PIECE_SIZE_MIN;
 use pantala_wire::message::{self, Response, refusal::Reason, request, response};
 use pantala_wire::{BlobDigest, ByteRange, GROUP_SIZE, PieceIndex, PieceSet, Priority};
 use tokio::sync::Semaphore;
@@ -14,17 +15,20 @@ use crate::engine::Board;
 use crate::metrics::{Metrics, OutcomeLabel};
 
 /// Pieces sent at the same time, over all peers, for page faults, for waiting clients, and for the
-/// rest: apart, so that bulk never keeps an urgent request waiting. Each holds one read buffer.
+/// rest: apart, so that bulk never keeps an urgent request waiting. Each holds [`SLICE_BYTES`].
 const SENDS_MAX: [usize; 3] = [16, 32, 32];
 /// Requests of all peers at once, sent or waiting for a turn, before peers are told to go elsewhere.
 const REQUESTS_MAX: usize = 512;
-/// Bytes read from the store at once for a peer; times the sum of [`SENDS_MAX`] it bounds the memory
-/// used (20 MiB).
-const READ_SIZE: u64 = 4 * GROUP_SIZE;
+/// Bytes asked of the store at once: a piece of all but huge blobs. They are lent where they lie in the
+/// page cache and cost no memory; where the kernel cannot do that (before 5.14), they are copied, and
+/// times the sum of [`SENDS_MAX`] that bounds the memory used (80 MiB).
+const SLICE_BYTES: u64 = PIECE_SIZE_MIN;
+/// Bytes handed to the transport at once, to see whether a peer still takes any.
+const SEND_BYTES: usize = 4 * GROUP_SIZE as usize;
 /// How long a peer that opened a stream may take to say what it wants.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a peer may take to accept a read buffer's worth of a piece it asked for; one that
-/// stalls gives its turn back.
+/// How long a peer may take to accept [`SEND_BYTES`] of a piece it asked for; one that stalls gives
+/// its turn back.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
 /// Pause between two Have frames of a busy download, so that one frame names several pieces.
 const HAVE_INTERVAL: Duration = Duration::from_millis(2);
@@ -158,28 +162,27 @@ impl Server {
         let Ok(_turn) = turns.acquire().await else {
             return Ok(());
         };
-        let piece = PieceIndex(fetch.piece);
-        let Some(blob) = self.open(digest).await? else {
-            return refuse(&mut send, Reason::NotHeld, "the blob is not held").await;
-        };
-        let layout = blob.layout();
-        let Some(range) = wanted(&layout, fetch) else {
-            return refuse(&mut send, Reason::Malformed, "the blob has no such groups").await;
-        };
-        let proof = {
-            let blob = blob.clone();
-            match crate::engine::blocking(move || blob.piece_proof(piece)).await {
-                Ok(Some(proof)) => proof,
-                Ok(None) => {
-                    return refuse(&mut send, Reason::NotHeld, "the piece is not held").await;
-                }
-                Err(error) => {
-                    tracing::warn!(%digest, piece = piece.0, %error, "a stored piece cannot be served");
+        let (store, digest, asked) = (self.store.clone(), *digest, *fetch);
+        let answer = crate::engine::blocking(move || answer(&store, &digest, &asked)).await;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::warn!(%digest, piece = fetch.piece, %error, "a stored piece cannot be served");
+                if matches!(error, StoreError::Corrupt { .. }) {
                     self.metrics.pieces_dropped.inc();
-                    self.board.ring(digest);
-                    return refuse(&mut send, Reason::Failed, "the piece cannot be read").await;
+                    self.board.ring(&digest);
                 }
+                return refuse(&mut send, Reason::Failed, "the piece cannot be read").await;
             }
+        };
+        let (proof, range, blob, first) = match answer {
+            Answer::Piece {
+                proof,
+                range,
+                blob,
+                first,
+            } => (proof, range, blob, first),
+            Answer::Refusal(reason, detail) => return refuse(&mut send, reason, detail).await,
         };
         let mut digests = Vec::with_capacity(proof.group_digests.len() * 32);
         for group in &proof.group_digests {
@@ -187,7 +190,7 @@ impl Server {
         }
         send.write_frame(&Response {
             kind: Some(response::Kind::Piece(message::PieceHead {
-                piece: piece.0,
+                piece: fetch.piece,
                 first_group: fetch.first_group,
                 group_digests: digests.into(),
                 claim: Some((&proof.claim).into()),
@@ -195,28 +198,28 @@ impl Server {
             })),
         })
         .await?;
-        self.send_bytes(&blob, range, &mut send).await?;
+        self.send_bytes(first, &mut send).await?;
+        let mut rest = ByteRange::new(range.start() + SLICE_BYTES, range.end());
+        while let Some(left) = rest {
+            let blob = blob.clone();
+            let next = crate::engine::blocking(move || blob.slice(head(left))).await?;
+            self.send_bytes(next.ok_or(ServeError::Dropped)?, &mut send)
+                .await?;
+            rest = ByteRange::new(head(left).end(), left.end());
+        }
         send.finish()?;
         self.count("served");
         Ok(())
     }
 
-    async fn send_bytes(
-        &self,
-        blob: &Blob,
-        range: ByteRange,
-        send: &mut SendStream,
-    ) -> Result<(), ServeError> {
-        let mut offset = range.start();
-        while offset < range.end() {
-            let len = READ_SIZE.min(range.end() - offset);
-            let data = read(blob, offset, len).await?;
-            let sent = data.len() as u64;
-            tokio::time::timeout(SEND_TIMEOUT, send.write_bytes(data))
+    async fn send_bytes(&self, mut bytes: Bytes, send: &mut SendStream) -> Result<(), ServeError> {
+        while !bytes.is_empty() {
+            let part = bytes.split_to(bytes.len().min(SEND_BYTES));
+            let len = part.len() as u64;
+            tokio::time::timeout(SEND_TIMEOUT, send.write_bytes(part))
                 .await
                 .map_err(|_| ServeError::Slow(SEND_TIMEOUT))??;
-            offset += sent;
-            self.metrics.peer_sent.inc_by(sent);
+            self.metrics.peer_sent.inc_by(len);
         }
         Ok(())
     }
@@ -229,15 +232,50 @@ impl Server {
     }
 }
 
-/// Reads `len` bytes that were held a moment ago.
-async fn read(blob: &Blob, offset: u64, len: u64) -> Result<Bytes, ServeError> {
-    let blob = blob.clone();
-    let data =
-        crate::engine::blocking(move || crate::engine::read_bytes(&blob, offset, len)).await?;
-    if (data.len() as u64) < len {
-        return Err(ServeError::Dropped);
-    }
-    Ok(data)
+/// What a peer is told that asked for groups.
+enum Answer {
+    Piece {
+        proof: PieceProof,
+        /// What was asked for.
+        range: ByteRange,
+        blob: Blob,
+        /// Its first [`SLICE_BYTES`].
+        first: Bytes,
+    },
+    Refusal(Reason, &'static str),
+}
+
+/// Opens the blob, verifies the piece where that has not been done, and brings what is sent first into
+/// memory. Blocks on the disk.
+fn answer(
+    store: &Store,
+    digest: &BlobDigest,
+    fetch: &message::Fetch,
+) -> Result<Answer, StoreError> {
+    let Some(blob) = store.open_existing(digest)? else {
+        return Ok(Answer::Refusal(Reason::NotHeld, "the blob is not held"));
+    };
+    let Some(range) = wanted(&blob.layout(), fetch) else {
+        let detail = "the blob has no such groups";
+        return Ok(Answer::Refusal(Reason::Malformed, detail));
+    };
+    let not_held = Answer::Refusal(Reason::NotHeld, "the piece is not held");
+    let Some(proof) = blob.piece_proof(PieceIndex(fetch.piece))? else {
+        return Ok(not_held);
+    };
+    let first = blob.slice(head(range))?;
+    Ok(first.map_or(not_held, |first| Answer::Piece {
+        proof,
+        range,
+        blob,
+        first,
+    }))
+}
+
+/// The start of `range` that the store is asked for at once.
+fn head(range: ByteRange) -> ByteRange {
+    let end = range.end().min(range.start() + SLICE_BYTES);
+    ByteRange::new(range.start(), end).unwrap_or(range)
 }
 
 /// The bytes that `fetch` asks for, or `None` where the blob has none such.

@@ -54,8 +54,14 @@ struct Loan {
     bytes: Vec<u8>,
 }
 
+/// What is in both ranges; empty, and inside `b`, where nothing is.
+fn both(a: &Range<usize>, b: &Range<usize>) -> Range<usize> {
+    let start = a.start.clamp(b.start, b.end);
+    start..a.end.clamp(start, b.end)
+}
+
 fn overlap(a: &Range<usize>, b: &Range<usize>) -> bool {
-    a.start < b.end && b.start < a.end
+    !both(a, b).is_empty()
 }
 
 struct World {
@@ -122,12 +128,14 @@ impl World {
     /// The disk has changed bytes behind everybody's back: whoever reads them where they lie sees it.
     fn show_readers(&mut self, inode: usize) {
         for loan in self.loans.values_mut().filter(|loan| loan.inode == inode) {
-            let detached = &self.detached[loan.map];
-            for (at, byte) in loan.range.clone().zip(&mut loan.bytes) {
-                if !detached.iter().any(|range| range.contains(&at)) {
-                    *byte = self.inodes[inode].cache[at];
-                }
+            let start = loan.range.start;
+            let mut shown = self.inodes[inode].cache[loan.range.clone()].to_vec();
+            for copied in &self.detached[loan.map] {
+                let same = both(copied, &loan.range);
+                let same = same.start - start..same.end - start;
+                shown[same.clone()].copy_from_slice(&loan.bytes[same]);
             }
+            loan.bytes = shown;
         }
     }
 
@@ -553,17 +561,13 @@ impl MappedData for SimData {
         let start = offset as usize;
         let range = start..start + copy.len();
         for loan in world.loans.values().filter(|loan| loan.map == self.map) {
-            let (from, to) = (
-                range.start.max(loan.range.start),
-                range.end.min(loan.range.end),
-            );
-            for at in from..to.max(from) {
-                assert_eq!(
-                    copy[at - start],
-                    loan.bytes[at - loan.range.start],
-                    "byte {at} changed under its reader"
-                );
+            let same = both(&range, &loan.range);
+            if same.is_empty() {
+                continue;
             }
+            let copied = &copy[same.start - start..][..same.len()];
+            let shown = &loan.bytes[same.start - loan.range.start..][..same.len()];
+            assert!(copied == shown, "bytes changed under their reader");
         }
         world.detached[self.map].push(range);
         Ok(())
