@@ -3,8 +3,9 @@
 //! The kernel writes a batch behind a head of fixed size: lengths and flags, the sender's name, control messages. What is
 //! large enough goes to the reader as it is, without a copy, and another buffer takes its place. A *stub*, an empty
 //! handle to the same allocation, stays here: once all slices that a reader made are gone, it turns into a buffer again.
-//! What is small is copied, so that a slice never pins more than twice what was received; so is everything once
-//! `lent_max` buffers are with readers, which bounds the memory.
+//!
+//! A slice pins its whole buffer. So what fills less than an eighth of one is copied; what fills less than half, once half
+//! of the `lent_max` buffers that readers may have are with them; and everything, once all of them are.
 
 #![allow(unsafe_code)]
 
@@ -102,9 +103,13 @@ impl Buffers {
             return Outcome::Discarded;
         };
         let payload = &buffer[HEAD_BYTES..][..head.payload_bytes];
-        let is_small = 2 * head.payload_bytes < self.buffer_bytes - HEAD_BYTES;
-        let next = if is_small { None } else { self.unused() };
-        let Some(next) = next else {
+        let room_bytes = self.buffer_bytes - HEAD_BYTES;
+        let lent_max = match head.payload_bytes {
+            bytes if bytes < room_bytes / 8 => None,
+            bytes if bytes < room_bytes / 2 => Some(self.lent_max / 2),
+            _ => Some(self.lent_max),
+        };
+        let Some(next) = lent_max.and_then(|max| self.unused(max)) else {
             let copy = BytesMut::from(payload);
             buffer.clear();
             self.lend(kernel, number, buffer);
@@ -151,8 +156,8 @@ impl Buffers {
         unsafe { kernel.provide(number, address, bytes) };
     }
 
-    /// A buffer that nobody uses, if the bound allows for one.
-    fn unused(&mut self) -> Option<BytesMut> {
+    /// A buffer that readers have let go of, or a new one as long as they have less than `lent_max`.
+    fn unused(&mut self, lent_max: usize) -> Option<BytesMut> {
         for _ in 0..self.stubs.len().min(STUBS_LOOKED_AT_MAX) {
             let mut stub = self.stubs.pop_front()?;
             if stub.try_reclaim(self.buffer_bytes) {
@@ -160,7 +165,7 @@ impl Buffers {
             }
             self.stubs.push_back(stub);
         }
-        (self.stubs.len() < self.lent_max).then(|| BytesMut::with_capacity(self.buffer_bytes))
+        (self.stubs.len() < lent_max).then(|| BytesMut::with_capacity(self.buffer_bytes))
     }
 }
 

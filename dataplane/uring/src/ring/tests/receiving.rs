@@ -2,6 +2,11 @@ use super::*;
 use crate::kernel::fake::Arriving;
 use crate::socket::control::Control;
 
+/// Always copied.
+const SMALL_BYTES: usize = PAYLOAD_BYTES / 8 - 1;
+/// Copied when many buffers are with readers.
+const MIDDLING_BYTES: usize = PAYLOAD_BYTES / 2 - 1;
+
 #[test]
 fn a_datagram_comes_out_with_what_the_kernel_said_about_it() {
     let (mut core, fake, socket) = rig();
@@ -55,17 +60,13 @@ fn small_payloads_are_copied_so_that_they_pin_no_buffer() {
     let tag = fake.receives()[0];
     let mut kept = Vec::new();
     for round in 0..20 {
-        fake.deliver(
-            tag,
-            &Arriving::new(pattern(round, PAYLOAD_BYTES / 2 - 1)),
-            true,
-        );
+        fake.deliver(tag, &Arriving::new(pattern(round, SMALL_BYTES)), true);
         kept.extend(received(&mut core));
         assert_eq!(fake.provided(), 4);
     }
     for (round, received) in kept.iter().enumerate() {
-        assert_eq!(received.payload, pattern(round, PAYLOAD_BYTES / 2 - 1));
-        assert_eq!(received.payload.capacity(), PAYLOAD_BYTES / 2 - 1);
+        assert_eq!(received.payload, pattern(round, SMALL_BYTES));
+        assert_eq!(received.payload.capacity(), SMALL_BYTES);
     }
     assert_eq!(core.counters().received_copied, 20);
     assert_eq!(core.counters().lent, 0);
@@ -90,6 +91,29 @@ fn readers_that_keep_what_they_got_cost_copies_and_no_more_buffers() {
     for (round, received) in kept.iter().enumerate() {
         assert_eq!(received.payload, pattern(round, 1800));
     }
+}
+
+#[test]
+fn middling_payloads_pin_no_more_than_half_of_the_buffers() {
+    let (mut core, fake, _) = rig();
+    let tag = fake.receives()[0];
+    let mut kept = Vec::new();
+    for round in 0..10 {
+        fake.deliver(tag, &Arriving::new(pattern(round, MIDDLING_BYTES)), true);
+        kept.extend(received(&mut core));
+    }
+    assert_eq!(core.counters().received_in_place, 1);
+    for (round, received) in kept.iter().enumerate() {
+        assert_eq!(received.payload, pattern(round, MIDDLING_BYTES));
+    }
+    // Let go of, the one goes round.
+    kept.clear();
+    for round in 0..10 {
+        fake.deliver(tag, &Arriving::new(pattern(round, MIDDLING_BYTES)), true);
+        assert_eq!(received(&mut core).len(), 1);
+    }
+    assert_eq!(core.counters().received_in_place, 11);
+    assert_eq!(core.counters().lent, 1);
 }
 
 #[test]
