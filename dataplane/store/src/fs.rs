@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, IoSlice, Read, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -22,8 +22,6 @@ pub use crate::map::data::{LentBytes, MappedData};
 /// Nobody but the owner may look into a store: private images lie there.
 const DIR_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
-/// Parts that Linux takes in one vectored write (`IOV_MAX`).
-const WRITE_PARTS_MAX: usize = 1024;
 
 /// An open file. Offsets and lengths are bytes.
 pub trait StoreFile: Send + Sync {
@@ -35,8 +33,6 @@ pub trait StoreFile: Send + Sync {
     fn read_exact_at(&self, out: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `bytes` at `offset`.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
-    /// Writes all of `parts`, one behind the other, at `offset`; what is left in `parts` means nothing.
-    fn write_vectored_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// Returns when everything written before is on the disk.
     fn sync_data(&self) -> io::Result<()>;
     /// Maps the whole file, metadata that will change, to copy out of it.
@@ -185,12 +181,6 @@ impl StoreFile for OsFile {
         self.0.write_all_at(bytes, offset)
     }
 
-    fn write_vectored_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
-        write_all_vectored(parts, offset, |parts, offset| {
-            rustix::io::pwritev(&self.0, parts, offset)
-        })
-    }
-
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
     }
@@ -201,88 +191,5 @@ impl StoreFile for OsFile {
 
     fn map_data(&self, range: ByteRange) -> io::Result<Arc<dyn MappedData>> {
         Ok(Arc::new(DataMap::of(&self.0, range)?))
-    }
-}
-
-/// Calls `write` until it has written all of `parts`, however little it does at a time.
-fn write_all_vectored(
-    parts: &mut [IoSlice<'_>],
-    mut offset: u64,
-    mut write: impl FnMut(&[IoSlice<'_>], u64) -> Result<usize, Errno>,
-) -> io::Result<()> {
-    let mut rest = parts;
-    // Empty parts would look like a write of nothing.
-    IoSlice::advance_slices(&mut rest, 0);
-    while !rest.is_empty() {
-        let count = rest.len().min(WRITE_PARTS_MAX);
-        match write(&rest[..count], offset) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                offset += written as u64;
-                IoSlice::advance_slices(&mut rest, written);
-            }
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// A kernel that writes as little as it is told to, or is interrupted.
-    fn scripted(parts: &[Vec<u8>], script: &[usize]) -> io::Result<Vec<u8>> {
-        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        let mut file = Vec::new();
-        let mut script = script.iter().cycle();
-        write_all_vectored(&mut slices, 7, |parts, offset| {
-            assert!(!parts.is_empty() && parts.len() <= WRITE_PARTS_MAX);
-            assert_eq!(offset, 7 + file.len() as u64);
-            let Some(limit) = script.next().filter(|limit| **limit > 0) else {
-                return Err(Errno::INTR);
-            };
-            let bytes: Vec<u8> = parts.iter().flat_map(|p| p.iter().copied()).collect();
-            let written = bytes.len().min(*limit);
-            file.extend_from_slice(&bytes[..written]);
-            Ok(written)
-        })?;
-        Ok(file)
-    }
-
-    proptest! {
-        #[test]
-        fn short_and_interrupted_writes_lose_and_repeat_nothing(
-            parts in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 0..5), 0..40),
-            mut script in proptest::collection::vec(0_usize..12, 1..6),
-        ) {
-            script.push(3);
-            prop_assert_eq!(scripted(&parts, &script).unwrap(), parts.concat());
-        }
-    }
-
-    #[test]
-    fn more_parts_than_one_call_takes_are_written() {
-        let parts: Vec<Vec<u8>> = (0..2500_u32).map(|n| n.to_le_bytes().to_vec()).collect();
-        assert_eq!(scripted(&parts, &[usize::MAX]).unwrap(), parts.concat());
-        let dir = tempfile::TempDir::new().unwrap();
-        let file = OsFileSystem.create(&dir.path().join("data")).unwrap();
-        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|part| IoSlice::new(part)).collect();
-        file.write_vectored_at(&mut slices, 0).unwrap();
-        let mut read = vec![0; 10_000];
-        file.read_exact_at(&mut read, 0).unwrap();
-        assert_eq!(read, parts.concat());
-    }
-
-    #[test]
-    fn a_disk_that_takes_nothing_is_an_error() {
-        let mut parts = [IoSlice::new(b"bytes")];
-        let result = write_all_vectored(&mut parts, 0, |_, _| Ok(0));
-        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::WriteZero);
-        let mut parts = [IoSlice::new(b"bytes")];
-        let result = write_all_vectored(&mut parts, 0, |_, _| Err(Errno::NOSPC));
-        assert_eq!(result.unwrap_err().kind(), io::ErrorKind::StorageFull);
     }
 }

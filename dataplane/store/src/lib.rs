@@ -33,7 +33,6 @@ mod hash;
 mod map;
 pub mod meta;
 mod open;
-mod parts;
 mod place;
 mod registry;
 mod slice;

@@ -20,7 +20,8 @@ use crate::metrics::{Origin, OutcomeLabel};
 
 /// Bytes collected before they are written at once: enough that switching threads costs little beside
 /// hashing them, few enough that a reader who waits for them notices no steps. The most that a request
-/// holds while nothing is written; the machine bounds the requests.
+/// holds while nothing is written; the machine bounds the requests. The store takes as much again for
+/// each part that is being written, and as many are as there are threads to block.
 const PART_BYTES: u64 = 4 * GROUP_SIZE;
 /// The same for the first part of what somebody waits for: one group, so that it is handed on at once.
 const FIRST_PART_BYTES: u64 = GROUP_SIZE;
