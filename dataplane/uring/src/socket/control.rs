@@ -159,6 +159,26 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_it_fail() {
+        let mut state = 0x2545_f491_4f6c_dd1d_u64;
+        let mut bytes = [0; RECEIVE_BYTES];
+        for _ in 0..20_000 {
+            for byte in &mut bytes {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                // Mostly small numbers, which are the ones that mean something.
+                *byte = if state & 7 == 0 {
+                    (state >> 32) as u8 % 44
+                } else {
+                    0
+                };
+            }
+            decode(&bytes[..(state >> 40) as usize % RECEIVE_BYTES]);
+        }
+    }
+
+    #[test]
     fn cut_off_or_senseless_messages_are_left_out() {
         let mut control = Control::default();
         control.set_source_v6(Ipv6Addr::LOCALHOST);

@@ -5,5 +5,6 @@ mod ending;
 mod files;
 mod groups;
 mod pressure;
+mod refused;
 mod rig;
 mod sleeping;
