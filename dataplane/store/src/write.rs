@@ -17,8 +17,8 @@ impl Blob {
     /// A group written twice keeps the last bytes; one that is the same is not written again.
     ///
     /// # Errors
-    /// [`StoreError::Unaligned`], [`StoreError::AlreadyHeld`], [`StoreError::DiskFull`],
-    /// [`StoreError::Io`]. What was not written is not readable; groups of earlier pieces of the
+    /// [`StoreError::Unaligned`], [`StoreError::AlreadyHeld`], [`StoreError::BeingRead`],
+    /// [`StoreError::DiskFull`], [`StoreError::Io`]. What was not written is not readable; groups of earlier pieces of the
     /// same call may be.
     pub fn write_groups(&self, offset: u64, data: &[u8]) -> Result<Vec<GroupDigest>, StoreError> {
         self.check_bounds(offset, data.len())?;
