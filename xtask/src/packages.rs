@@ -41,6 +41,8 @@ pub(crate) const TESTS: &[Needed] = &[needed("podman", "podman"), needed("diff",
 pub(crate) const FUZZ: &[Needed] = &[needed("c++", "g++")];
 /// What the benchmarks need besides.
 pub(crate) const PERF: &[Needed] = &[needed("nginx", "nginx-light"), needed("curl", "curl")];
+/// What `perf profile` needs.
+pub(crate) const PROFILE: &[Needed] = &[needed("perf", "linux-perf")];
 /// What `perf transfer` needs.
 pub(crate) const TRANSFER: &[Needed] = &[
     needed("nginx", "nginx-light"),

@@ -10,10 +10,12 @@ use rcgen::{
     BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PKCS_ED25519,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 
 const AUTHORITY: &str = "authority.der";
 
-/// Writes the authority's certificate and `count` nodes' certificates and keys to `dir`.
+/// Writes a new authority's certificate, `count` nodes' certificates and keys, and nginx's, to `dir`.
 pub(crate) fn write(dir: &Path, count: usize) -> Result<()> {
     fs::create_dir_all(dir)?;
     let key = KeyPair::generate()?;
@@ -22,6 +24,32 @@ pub(crate) fn write(dir: &Path, count: usize) -> Result<()> {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     fs::write(dir.join(AUTHORITY), params.self_signed(&key)?.der())?;
     let issuer = Issuer::new(params, key);
+    write_nodes(&issuer, dir, count)?;
+    // nginx reads PEM only, and OpenSSL not the form in which Ed25519 keys are written here.
+    let key = KeyPair::generate()?;
+    let certificate =
+        CertificateParams::new(vec![SERVER_NAME.to_owned()])?.signed_by(&key, &issuer)?;
+    fs::write(dir.join("nginx.crt.pem"), certificate.pem())?;
+    fs::write(dir.join("nginx.key.pem"), key.serialize_pem())?;
+    Ok(())
+}
+
+/// Writes certificates and keys of `count` more nodes of the cluster of `control`'s data directory.
+pub(crate) fn issue(control: &Path, dir: &Path, count: usize) -> Result<()> {
+    fs::create_dir_all(dir)?;
+    let read = |name: &str| {
+        let path = control.join("control").join(name);
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
+    let certificate = read("ca.pem")?;
+    let issuer = Issuer::from_ca_cert_pem(&certificate, KeyPair::from_pem(&read("ca-key.pem")?)?)?;
+    let der = CertificateDer::from_pem_slice(certificate.as_bytes())
+        .context("the authority's certificate is no PEM")?;
+    fs::write(dir.join(AUTHORITY), der)?;
+    write_nodes(&issuer, dir, count)
+}
+
+fn write_nodes(issuer: &Issuer<'_, KeyPair>, dir: &Path, count: usize) -> Result<()> {
     for number in 0..count {
         let key = KeyPair::generate_for(&PKCS_ED25519)?;
         let mut params = CertificateParams::new(vec![SERVER_NAME.to_owned()])?;
@@ -29,18 +57,12 @@ pub(crate) fn write(dir: &Path, count: usize) -> Result<()> {
             ExtendedKeyUsagePurpose::ServerAuth,
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
-        let certificate = params.signed_by(&key, &issuer)?;
+        let certificate = params.signed_by(&key, issuer)?;
         let file = |ending: &str| dir.join(format!("{number}.{ending}"));
         fs::write(file("crt"), certificate.der())?;
         fs::write(file("key"), key.serialize_der())?;
         fs::write(file("id"), key.public_key_raw())?;
     }
-    // nginx reads PEM only, and OpenSSL not the form in which Ed25519 keys are written here.
-    let key = KeyPair::generate()?;
-    let certificate =
-        CertificateParams::new(vec![SERVER_NAME.to_owned()])?.signed_by(&key, &issuer)?;
-    fs::write(dir.join("nginx.crt.pem"), certificate.pem())?;
-    fs::write(dir.join("nginx.key.pem"), key.serialize_pem())?;
     Ok(())
 }
 

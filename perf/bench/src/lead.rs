@@ -1,8 +1,8 @@
 //! How the harness leads a process: one line in, one line of JSON out.
 //!
 //! A server says `{"ready": "IP:PORT"}` once it listens, answers `used` with its processor time and
-//! `warm` after it has read its file. A client answers `connect`, `run` (with a [`Run`]) and `close`. Both end
-//! when their input does. An error is the end of the process, with the reason on standard error.
+//! `warm` after it has read its file. A client answers `connect`, `run` (with a [`Run`]), `small` (with
+//! latencies) and `close`. Both end when their input does. An error is the end of the process, with the reason on standard error.
 
 use std::io::{BufRead, Write};
 use std::net::SocketAddr;
@@ -13,6 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::file::Source;
+use crate::latency::Latencies;
 use crate::resources::Used;
 
 /// One transfer, as its client saw it.
@@ -50,12 +51,39 @@ pub(crate) fn server(listening: SocketAddr, source: &Source) -> Result<()> {
     Ok(())
 }
 
+/// `small OUTSTANDING REQUESTS LENGTH`
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Small {
+    /// Requests side by side.
+    pub(crate) outstanding: usize,
+    /// Requests in all.
+    pub(crate) requests: u64,
+    /// Bytes of each.
+    pub(crate) length: u32,
+}
+
+impl Small {
+    fn parse(words: &str) -> Result<Self> {
+        let mut words = words.split(' ');
+        let mut next = || words.next().context("small OUTSTANDING REQUESTS LENGTH");
+        Ok(Self {
+            outstanding: next()?.parse()?,
+            requests: next()?.parse()?,
+            length: next()?.parse()?,
+        })
+    }
+}
+
 /// What a client can be told to do.
 pub(crate) trait Client {
     /// Opens connections and lets them grow warm.
     fn connect(&mut self) -> Result<()>;
     /// Fetches everything into the file; returns the bytes that arrived.
     fn run(&mut self) -> Result<u64>;
+    /// Asks for random ranges and throws the answers away.
+    fn small(&mut self, _: Small) -> Result<Latencies> {
+        bail!("this stack is not measured with small requests")
+    }
     /// The UDP payload that the path takes, where the stack knows.
     fn mtu(&self) -> Option<u16>;
     /// Closes what [`Self::connect`] opened.
@@ -85,6 +113,13 @@ pub(crate) fn client(mut client: impl Client) -> Result<()> {
             "close" => {
                 client.close().context("closing")?;
                 say(&json!({}))?;
+            }
+            other if other.starts_with("small ") => {
+                let small = Small::parse(other.trim_start_matches("small "))?;
+                let before = Used::now()?;
+                let latencies = client.small(small).context("fetching")?;
+                let used = Used::now()?.since(before);
+                say(&json!({"latencies": latencies, "cpu_s": used.cpu_s}))?;
             }
             other => bail!("a client knows no {other:?}"),
         }

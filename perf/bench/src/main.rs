@@ -7,9 +7,13 @@
 
 mod file;
 mod identities;
+mod latency;
 mod lead;
+mod ranges;
 mod resources;
+mod soak;
 mod stack;
+mod store;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -48,6 +52,12 @@ enum Task {
     Serve(ServeArguments),
     /// Fetch a file from `serve`
     Fetch(FetchArguments),
+    /// Ask a node's mirror for ranges
+    Ranges(ranges::RangesArguments),
+    /// Load a node by many peers
+    Soak(soak::SoakArguments),
+    /// Measure the store
+    Store(store::StoreArguments),
 }
 
 /// What a server is told.
@@ -103,5 +113,8 @@ fn main() -> Result<()> {
         Task::Compare { one, other } => file::compare(&one, &other),
         Task::Serve(arguments) => stack::serve(&arguments),
         Task::Fetch(arguments) => stack::fetch(&arguments),
+        Task::Ranges(arguments) => ranges::run(&arguments),
+        Task::Soak(arguments) => soak::run(&arguments),
+        Task::Store(arguments) => store::run(&arguments),
     }
 }

@@ -92,6 +92,43 @@ impl Figures {
 
     /// Keeps the figures and plots with date, commit, kernel and processor; returns their files.
     pub(super) fn record(&self, name: &str) -> Result<Vec<PathBuf>> {
+        let place = Place::here();
+        let record = json!({
+            "benchmark": name,
+            "date": place.date,
+            "commit": place.commit,
+            "kernel": place.kernel,
+            "processor": place.processor,
+            "notes": self.notes,
+            "ranges": self.ranges,
+            "not_measured": self.failures,
+            "metrics": self.metrics,
+        });
+        let path = place.file(&format!("{name}.json"))?;
+        std::fs::write(&path, format!("{record:#}\n"))
+            .with_context(|| format!("writing {}", path.display()))?;
+        let mut paths = vec![path];
+        for (what, chart) in &self.charts {
+            let path = place.file(&format!("{name}-{what}.svg"))?;
+            std::fs::write(&path, chart.to_svg(&place.line()))
+                .with_context(|| format!("writing {}", path.display()))?;
+            paths.push(path);
+        }
+        Ok(paths)
+    }
+}
+
+/// When and where something is measured.
+#[derive(Debug)]
+pub(super) struct Place {
+    date: String,
+    commit: String,
+    kernel: String,
+    processor: String,
+}
+
+impl Place {
+    pub(super) fn here() -> Self {
         let said = |program: &str, arguments: &[&str]| -> String {
             Command::new(program)
                 .args(arguments)
@@ -100,7 +137,6 @@ impl Figures {
                 .map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
                 .unwrap_or_default()
         };
-        let date = said("date", &["-u", "+%Y-%m-%d"]);
         let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let model = cpu
             .lines()
@@ -110,34 +146,27 @@ impl Figures {
             .lines()
             .filter(|line| line.starts_with("processor"))
             .count();
-        let commit = said("git", &["rev-parse", "--short", "HEAD"]);
-        let kernel = said("uname", &["-sr"]);
-        let processor = format!("{cores} x {model}");
-        let record = json!({
-            "benchmark": name,
-            "date": date,
-            "commit": commit,
-            "kernel": kernel,
-            "processor": processor,
-            "notes": self.notes,
-            "ranges": self.ranges,
-            "not_measured": self.failures,
-            "metrics": self.metrics,
-        });
+        Self {
+            date: said("date", &["-u", "+%Y-%m-%d"]),
+            commit: said("git", &["rev-parse", "--short", "HEAD"]),
+            kernel: said("uname", &["-sr"]),
+            processor: format!("{cores} x {model}"),
+        }
+    }
+
+    /// All of it in a line.
+    pub(super) fn line(&self) -> String {
+        format!(
+            "{}, {}, {}, commit {}",
+            self.date, self.kernel, self.processor, self.commit
+        )
+    }
+
+    /// Where a result of this day called `name` is kept.
+    pub(super) fn file(&self, name: &str) -> Result<PathBuf> {
         let dir = workspace_root().join("perf/results");
         std::fs::create_dir_all(&dir)?;
-        let path = dir.join(format!("{date}-{name}.json"));
-        std::fs::write(&path, format!("{record:#}\n"))
-            .with_context(|| format!("writing {}", path.display()))?;
-        let mut paths = vec![path];
-        let place = format!("{date}, {kernel}, {processor}, commit {commit}");
-        for (what, chart) in &self.charts {
-            let path = dir.join(format!("{date}-{name}-{what}.svg"));
-            std::fs::write(&path, chart.to_svg(&place))
-                .with_context(|| format!("writing {}", path.display()))?;
-            paths.push(path);
-        }
-        Ok(paths)
+        Ok(dir.join(format!("{}-{name}", self.date)))
     }
 }
 

@@ -1,19 +1,26 @@
 //! `cargo xtask perf`: measurements against a baseline in the same run, interleaved, medians.
 
+mod ab;
 mod figures;
 mod first_byte;
+mod flame;
 mod hit;
+mod led;
 mod memory;
 mod plot;
+mod profile;
+mod small;
+mod soak;
+mod store;
 mod transfer;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
-use crate::cargo::{Profile, Programs};
+use crate::cargo::{Profile, Programs, build_release};
 use crate::packages;
 use crate::rig::{Rig, enclosure};
 use figures::Figures;
@@ -29,6 +36,16 @@ pub(crate) enum Benchmark {
     Memory(Options),
     /// One peer to another, page cache to file, against what people would use instead
     Transfer(transfer::Options),
+    /// Random ranges of 64 KiB: from peer to peer, and through whole nodes
+    Small(small::Options),
+    /// The store: verified writes against bare ones, and lending
+    Store(store::Options),
+    /// A node under the load of 64 peers: memory, errors, stalls
+    Soak(soak::Options),
+    /// Run a benchmark under the kernel's profiler and draw a flame graph
+    Profile(profile::Options),
+    /// Compare two commits or configurations by a benchmark, in turn
+    Ab(ab::Options),
 }
 
 /// Options of the benchmarks that pull a blob.
@@ -71,13 +88,24 @@ impl Benchmark {
             Self::Hit(_) => "hit",
             Self::Memory(_) => "memory",
             Self::Transfer(_) => "transfer",
+            Self::Small(_) => "small",
+            Self::Store(_) => "store",
+            Self::Soak(_) => "soak",
+            Self::Profile(_) => "profile",
+            Self::Ab(_) => "ab",
         }
     }
 
-    fn keep(&self) -> &Keep {
+    fn keep(&self) -> Option<&Keep> {
         match self {
-            Self::FirstByte(options) | Self::Hit(options) | Self::Memory(options) => &options.keep,
-            Self::Transfer(options) => &options.keep,
+            Self::FirstByte(options) | Self::Hit(options) | Self::Memory(options) => {
+                Some(&options.keep)
+            }
+            Self::Transfer(options) => Some(&options.keep),
+            Self::Small(options) => Some(&options.keep),
+            Self::Store(options) => Some(&options.keep),
+            Self::Soak(options) => Some(&options.keep),
+            Self::Profile(_) | Self::Ab(_) => None,
         }
     }
 
@@ -86,7 +114,7 @@ impl Benchmark {
             Self::FirstByte(options) => options.default_size_mib = 8,
             Self::Hit(options) => options.default_size_mib = 1024,
             Self::Memory(options) => options.default_size_mib = 3072,
-            Self::Transfer(_) => {}
+            _ => {}
         }
     }
 
@@ -100,25 +128,30 @@ impl Benchmark {
             Self::Hit(options) => options.size_bytes() * 3,
             Self::Memory(options) => options.size_bytes() * 6,
             Self::Transfer(options) => options.space_bytes(),
+            Self::Small(options) => options.space_bytes(),
+            Self::Store(options) => options.space_bytes(),
+            Self::Soak(options) => options.space_bytes(),
+            Self::Profile(_) | Self::Ab(_) => 0,
         }
     }
 
-    fn build(&self) -> Result<()> {
+    /// The packages of this workspace that are measured, or measure. Each group is built by itself:
+    /// together they would have other features, and all would be built anew.
+    fn programs(&self) -> &'static [&'static [&'static str]] {
+        const NODE: &[&str] = &["pantala-node", "pantala-control"];
+        const PERF: &[&str] = &["pantala-perf"];
         match self {
-            Self::FirstByte(_) | Self::Hit(_) | Self::Memory(_) => {
-                println!("building pantala and pantala-control (release)");
-                Programs::build(Profile::Release).map(drop)
-            }
-            Self::Transfer(_) => {
-                println!("building pantala-perf (release)");
-                crate::cargo::build_release(&["pantala-perf"])
-            }
+            Self::FirstByte(_) | Self::Hit(_) | Self::Memory(_) => &[NODE],
+            Self::Transfer(_) | Self::Store(_) => &[PERF],
+            Self::Small(_) | Self::Soak(_) => &[PERF, NODE],
+            Self::Profile(_) | Self::Ab(_) => &[],
         }
     }
 
     fn packages(&self) -> Vec<&'static [packages::Needed]> {
         let mut lists = match self {
-            Self::Transfer(_) => vec![packages::TRANSFER],
+            Self::Transfer(_) | Self::Store(_) => vec![packages::TRANSFER],
+            Self::Small(_) | Self::Soak(_) => vec![packages::BASE, packages::TRANSFER],
             _ => vec![packages::BASE, packages::PERF],
         };
         if enclosure::is_root() {
@@ -132,11 +165,19 @@ impl Benchmark {
 pub(crate) fn main(benchmark: &Benchmark) -> Result<ExitCode> {
     let mut benchmark = benchmark.clone();
     benchmark.set_default_size();
+    match &benchmark {
+        Benchmark::Profile(options) => return profile::main(options),
+        Benchmark::Ab(options) => return ab::main(options),
+        _ => {}
+    }
     if let Some(rig) = Rig::enter()? {
         return enclosure::run_until_signal(measure(&rig, &benchmark));
     }
     packages::ensure(&benchmark.packages())?;
-    benchmark.build()?;
+    for packages in benchmark.programs() {
+        println!("building {} (release)", packages.join(" and "));
+        build_release(packages)?;
+    }
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     // A part of the blobs' files is larger than asked.
     let space = benchmark.space_bytes();
@@ -150,9 +191,15 @@ async fn measure(rig: &Rig, benchmark: &Benchmark) -> Result<ExitCode> {
         Benchmark::Hit(options) => hit::measure(rig, &programs, options).await?,
         Benchmark::Memory(options) => memory::measure(rig, &programs, options).await?,
         Benchmark::Transfer(options) => transfer::measure(rig, options).await?,
+        Benchmark::Small(options) => small::measure(rig, &programs, options).await?,
+        Benchmark::Store(options) => store::measure(rig, options).await?,
+        Benchmark::Soak(options) => soak::measure(rig, &programs, options).await?,
+        Benchmark::Profile(_) | Benchmark::Ab(_) => bail!("this runs other benchmarks"),
     };
     figures.print();
-    let keep = benchmark.keep();
+    let Some(keep) = benchmark.keep() else {
+        return Ok(figures.exit_code());
+    };
     if let Some(path) = &keep.json {
         std::fs::write(path, figures.to_json())
             .with_context(|| format!("writing {}", path.display()))?;

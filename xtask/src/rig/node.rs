@@ -236,6 +236,11 @@ impl Node {
         format!("http://{}:{MIRROR_PORT}", self.machine.address())
     }
 
+    /// Where its peers reach it.
+    pub(crate) fn peer_address(&self) -> SocketAddr {
+        SocketAddr::new(self.machine.address().into(), PEER_PORT)
+    }
+
     pub(crate) fn admin_url(&self, path: &str) -> String {
         format!("http://{}:{ADMIN_PORT}{path}", self.machine.address())
     }

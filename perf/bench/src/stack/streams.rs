@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -10,6 +11,8 @@ use tokio::task::JoinSet;
 
 use super::{Request, WARM_UP_PIECES, WRITE_BYTES};
 use crate::file::Sink;
+use crate::latency::{Latencies, Noise};
+use crate::lead::Small;
 use crate::{FetchArguments, lead};
 
 /// One end of a QUIC connection.
@@ -103,6 +106,41 @@ impl<P: Peer> lead::Client for Client<P> {
 
     fn run(&mut self) -> Result<u64> {
         self.fetch(self.arguments.bytes)
+    }
+
+    fn small(&mut self, small: Small) -> Result<Latencies> {
+        let peer = self.peer.as_ref().context("not connected")?;
+        let places = self.arguments.bytes / u64::from(small.length);
+        self.runtime.block_on(async {
+            let asked = Arc::new(AtomicU64::new(0));
+            let start = Instant::now();
+            let mut workers = JoinSet::new();
+            for worker in 0..small.outstanding {
+                let (peer, asked) = (peer.clone(), asked.clone());
+                let mut noise = Noise::new(worker as u64 + 1);
+                workers.spawn(async move {
+                    let mut took = Vec::new();
+                    while asked.fetch_add(1, Ordering::Relaxed) < small.requests {
+                        let request = Request {
+                            offset: noise.below(places) * u64::from(small.length),
+                            length: small.length,
+                        };
+                        let start = Instant::now();
+                        let mut answer = peer.ask(request).await?;
+                        let slices = P::read(&mut answer, small.length as usize).await?;
+                        let length: usize = slices.iter().map(Bytes::len).sum();
+                        ensure!(length == small.length as usize, "{length} bytes came");
+                        took.push(start.elapsed());
+                    }
+                    anyhow::Ok(took)
+                });
+            }
+            let mut took = Vec::new();
+            while let Some(worker) = workers.join_next().await {
+                took.extend(worker??);
+            }
+            Ok(Latencies::of(took, start.elapsed()))
+        })
     }
 
     fn mtu(&self) -> Option<u16> {

@@ -4,9 +4,9 @@
 //! time; a round takes every stack on every network once, in an order that rotates, so that whatever
 //! changes on the machine meanwhile meets all of them.
 
-mod network;
+pub(super) mod network;
 mod report;
-mod side;
+pub(super) mod side;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ pub(crate) struct Options {
 
 /// Which processors a side may use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Pin {
+pub(super) enum Pin {
     /// The server core 0, the client core 1
     Sides,
     /// Both sides all of them
@@ -62,7 +62,7 @@ enum Pin {
 
 /// What moves the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-enum Stack {
+pub(super) enum Stack {
     /// Pantala's QUIC on its io_uring driver
     Ring,
     /// Pantala's QUIC on its tokio driver, the fallback
@@ -80,7 +80,7 @@ enum Stack {
 }
 
 impl Stack {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Ring => "ring",
             Self::Tokio => "tokio",
@@ -96,7 +96,7 @@ impl Stack {
 impl Options {
     pub(super) fn space_bytes(&self) -> u64 {
         // What is served and what is written.
-        2 * self.size << 20
+        (2 * self.size) << 20
     }
 }
 
@@ -119,7 +119,7 @@ pub(super) async fn measure(rig: &Rig, options: &Options) -> Result<Figures> {
         rig.has_namespaces(),
         "perf transfer makes networks of its own, which takes root"
     );
-    let files = Files::create(rig, options).await?;
+    let files = Files::create(rig, options.size << 20).await?;
     let mut networks = Vec::new();
     for kind in &options.networks {
         networks.push(Network::create(rig, *kind)?);
@@ -132,7 +132,8 @@ pub(super) async fn measure(rig: &Rig, options: &Options) -> Result<Figures> {
                 network,
                 stack: *stack,
                 files: &files,
-                options,
+                streams: options.streams,
+                pin: options.pin,
             };
             match Pair::start(&setup).await {
                 Ok(pair) => pairs.push(pair),
@@ -197,7 +198,7 @@ async fn run(pair: &mut Pair, files: &Files, verify: bool) -> Result<Sample> {
 
 /// The file that is served, the one that is written, and the certificates.
 #[derive(Debug)]
-struct Files {
+pub(super) struct Files {
     program: PathBuf,
     root: PathBuf,
     bytes: u64,
@@ -206,11 +207,11 @@ struct Files {
 impl Files {
     const SOURCE: &str = "source";
 
-    async fn create(rig: &Rig, options: &Options) -> Result<Self> {
+    pub(super) async fn create(rig: &Rig, bytes: u64) -> Result<Self> {
         let files = Self {
             program: release_program("pantala-perf"),
             root: rig.scratch("files")?,
-            bytes: options.size << 20,
+            bytes,
         };
         let bytes = files.bytes.to_string();
         files

@@ -15,7 +15,7 @@ const HEADER_BYTES: u16 = 28;
 
 /// A kind of network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub(super) enum NetworkKind {
+pub(in crate::perf) enum NetworkKind {
     /// Loopback with an MTU of 1480: UDP payloads of 1452
     #[value(name = "loopback-1452")]
     Loopback1452,
@@ -38,14 +38,14 @@ pub(super) enum NetworkKind {
 
 impl NetworkKind {
     /// What is measured where nothing is chosen.
-    pub(super) const DEFAULT: [Self; 4] = [
+    pub(in crate::perf) const DEFAULT: [Self; 4] = [
         Self::Loopback1452,
         Self::Loopback9000,
         Self::Veth1500,
         Self::Veth9000,
     ];
 
-    pub(super) fn name(self) -> &'static str {
+    pub(in crate::perf) fn name(self) -> &'static str {
         match self {
             Self::Loopback1452 => "loopback-1452",
             Self::Loopback9000 => "loopback-9000",
@@ -65,7 +65,7 @@ impl NetworkKind {
     }
 
     /// The largest UDP payload, which QUIC stacks must find out and bare UDP is told.
-    pub(super) fn udp_payload_bytes(self) -> u16 {
+    pub(in crate::perf) fn udp_payload_bytes(self) -> u16 {
         self.mtu() - HEADER_BYTES
     }
 
@@ -80,16 +80,16 @@ impl NetworkKind {
 
 /// Two places and what joins them.
 #[derive(Debug)]
-pub(super) struct Network {
-    pub(super) kind: NetworkKind,
-    pub(super) server: Machine,
-    pub(super) client: Machine,
+pub(in crate::perf) struct Network {
+    pub(in crate::perf) kind: NetworkKind,
+    pub(in crate::perf) server: Machine,
+    pub(in crate::perf) client: Machine,
     /// Where the client reaches the server.
-    pub(super) address: IpAddr,
+    pub(in crate::perf) address: IpAddr,
 }
 
 impl Network {
-    pub(super) fn create(rig: &Rig, kind: NetworkKind) -> Result<Self> {
+    pub(in crate::perf) fn create(rig: &Rig, kind: NetworkKind) -> Result<Self> {
         let server = rig.machine(kind.name())?;
         let mtu = kind.mtu().to_string();
         let inside = |machine: &Machine, rest: &[&str]| -> Result<()> {

@@ -1,39 +1,43 @@
 //! The two processes of a transfer, and what is asked of them.
 
 use std::net::SocketAddr;
-use std::process::Stdio;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::network::{Network, NetworkKind};
-use super::{Files, Options, Pin, Sample, Stack};
+use super::{Files, Pin, Sample, Stack};
+use crate::perf::led::Led;
 use crate::rig::Machine;
 use crate::rig::nginx::{Nginx, NginxSpec};
-use crate::rig::process::{exact_cpu_seconds, log_tail, memory};
+use crate::rig::process::{exact_cpu_seconds, memory};
 
-/// Longest that any answer may take.
-const ANSWER_MAX: Duration = Duration::from_secs(300);
 /// Pause between two looks at a process' memory.
 const MEMORY_INTERVAL: Duration = Duration::from_millis(50);
 /// Servers of one network listen side by side.
 const PORT: u16 = 7000;
 
 /// What a pair of processes is started for.
-pub(super) struct Setup<'a> {
-    pub(super) network: &'a Network,
-    pub(super) stack: Stack,
-    pub(super) files: &'a Files,
-    pub(super) options: &'a Options,
+pub(in crate::perf) struct Setup<'a> {
+    pub(in crate::perf) network: &'a Network,
+    pub(in crate::perf) stack: Stack,
+    pub(in crate::perf) files: &'a Files,
+    /// Requests outstanding.
+    pub(in crate::perf) streams: u32,
+    pub(in crate::perf) pin: Pin,
 }
 
 impl Setup<'_> {
     fn core(&self, core: usize) -> Option<usize> {
-        (self.options.pin == Pin::Sides).then_some(core)
+        (self.pin == Pin::Sides).then_some(core)
+    }
+
+    fn log(&self, machine: &Machine, role: &str) -> PathBuf {
+        machine
+            .dir()
+            .join(format!("{}-{role}.log", self.stack.name()))
     }
 
     /// `pantala-perf`, as the server or the client of this stack.
@@ -55,15 +59,15 @@ impl Setup<'_> {
 }
 
 /// A server and a client.
-pub(super) struct Pair {
-    pub(super) network: NetworkKind,
-    pub(super) stack: Stack,
+pub(in crate::perf) struct Pair {
+    pub(in crate::perf) network: NetworkKind,
+    pub(in crate::perf) stack: Stack,
     server: Server,
-    client: Side,
+    client: Led,
 }
 
 enum Server {
-    Own(Side),
+    Own(Box<Led>),
     Nginx(Nginx),
 }
 
@@ -86,10 +90,31 @@ struct Run {
 }
 
 #[derive(Debug, Deserialize)]
+struct Small {
+    latencies: Latencies,
+    cpu_s: f64,
+}
+
+/// How long many small requests took.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub(in crate::perf) struct Latencies {
+    pub(in crate::perf) requests_per_s: f64,
+    pub(in crate::perf) p50_ms: f64,
+    pub(in crate::perf) p99_ms: f64,
+}
+
+/// Small requests, and what they cost both sides.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::perf) struct SmallSample {
+    pub(in crate::perf) latencies: Latencies,
+    pub(in crate::perf) cpu_s: f64,
+}
+
+#[derive(Debug, Deserialize)]
 struct Done {}
 
 impl Pair {
-    pub(super) async fn start(setup: &Setup<'_>) -> Result<Self> {
+    pub(in crate::perf) async fn start(setup: &Setup<'_>) -> Result<Self> {
         let port = PORT + setup.stack as u16;
         let address = SocketAddr::new(setup.network.address, port);
         let files = setup.files;
@@ -113,12 +138,16 @@ impl Pair {
                 let mut command = setup.command(&setup.network.server, 0, "serve");
                 command.arg("--listen").arg(address.to_string());
                 command.arg("--file").arg(files.source());
-                let mut side = Side::start(command, &setup.network.server, setup.stack, "server")?;
+                let mut side = Led::start(
+                    command,
+                    &format!("{} server", setup.stack.name()),
+                    &setup.log(&setup.network.server, "server"),
+                )?;
                 side.answer::<Ready>()
                     .await?
                     .ready
                     .context("a server that does not listen")?;
-                Server::Own(side)
+                Server::Own(Box::new(side))
             }
         };
         let mut command = setup.command(&setup.network.client, 1, "fetch");
@@ -126,10 +155,14 @@ impl Pair {
         command.arg("--file").arg(files.sink());
         command.args(["--name", Files::SOURCE]);
         command.args(["--bytes", &files.bytes.to_string()]);
-        command.args(["--streams", &setup.options.streams.to_string()]);
+        command.args(["--streams", &setup.streams.to_string()]);
         let payload = setup.network.kind.udp_payload_bytes();
         command.args(["--payload", &payload.to_string()]);
-        let mut client = Side::start(command, &setup.network.client, setup.stack, "client")?;
+        let mut client = Led::start(
+            command,
+            &format!("{} client", setup.stack.name()),
+            &setup.log(&setup.network.client, "client"),
+        )?;
         client.answer::<Ready>().await?;
         Ok(Self {
             network: setup.network.kind,
@@ -184,6 +217,32 @@ impl Pair {
         })
     }
 
+    /// Asks for `requests` random ranges of `length` bytes, `outstanding` at a time.
+    pub(in crate::perf) async fn small(
+        &mut self,
+        outstanding: u32,
+        requests: u64,
+        length: u32,
+    ) -> Result<SmallSample> {
+        if let Server::Own(server) = &mut self.server {
+            server.ask::<Done>("warm").await?;
+        }
+        self.client.ask::<Done>("connect").await?;
+        let before = self.server.cpu_seconds().await?;
+        let words = format!("small {outstanding} {requests} {length}");
+        let small: Small = self
+            .client
+            .ask(&words)
+            .await
+            .map_err(|error| self.explained(error))?;
+        let server_cpu_s = self.server.cpu_seconds().await? - before;
+        self.client.ask::<Done>("close").await?;
+        Ok(SmallSample {
+            latencies: small.latencies,
+            cpu_s: server_cpu_s + small.cpu_s,
+        })
+    }
+
     /// With the server's last words, which often say more than the client's.
     fn explained(&self, error: anyhow::Error) -> anyhow::Error {
         match &self.server {
@@ -206,73 +265,5 @@ impl Server {
             Self::Own(side) => Ok(side.ask::<Used>("used").await?.cpu_s),
             Self::Nginx(nginx) => exact_cpu_seconds(nginx.process().pid()),
         }
-    }
-}
-
-/// One process of `pantala-perf`, led by lines.
-#[derive(Debug)]
-struct Side {
-    name: String,
-    log: std::path::PathBuf,
-    child: Child,
-    input: ChildStdin,
-    output: Lines<BufReader<ChildStdout>>,
-}
-
-impl Side {
-    fn start(
-        command: std::process::Command,
-        machine: &Machine,
-        stack: Stack,
-        role: &str,
-    ) -> Result<Self> {
-        let name = format!("{} {role}", stack.name());
-        let log = machine.dir().join(format!("{}-{role}.log", stack.name()));
-        let mut child = Command::from(command)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(std::fs::File::create(&log)?)
-            .kill_on_drop(true)
-            .spawn()
-            .with_context(|| format!("starting the {name}"))?;
-        let input = child.stdin.take().context("no standard input")?;
-        let output = child.stdout.take().context("no standard output")?;
-        Ok(Self {
-            name,
-            log,
-            child,
-            input,
-            output: BufReader::new(output).lines(),
-        })
-    }
-
-    fn pid(&self) -> Result<u32> {
-        self.child
-            .id()
-            .with_context(|| format!("the {} has ended", self.name))
-    }
-
-    fn log_tail(&self) -> String {
-        log_tail(&self.name, &self.log)
-    }
-
-    async fn ask<A: DeserializeOwned>(&mut self, what: &str) -> Result<A> {
-        self.input
-            .write_all(format!("{what}\n").as_bytes())
-            .await
-            .with_context(|| format!("the {} has ended\n{}", self.name, self.log_tail()))?;
-        self.answer()
-            .await
-            .with_context(|| format!("asking the {} to {what}", self.name))
-    }
-
-    async fn answer<A: DeserializeOwned>(&mut self) -> Result<A> {
-        let line = tokio::time::timeout(ANSWER_MAX, self.output.next_line())
-            .await
-            .with_context(|| format!("no answer within {ANSWER_MAX:?}\n{}", self.log_tail()))??;
-        let Some(line) = line else {
-            bail!("the {} has ended\n{}", self.name, self.log_tail());
-        };
-        serde_json::from_str(&line).with_context(|| format!("the {} says {line:?}", self.name))
     }
 }
