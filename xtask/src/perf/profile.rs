@@ -63,7 +63,7 @@ pub(super) fn main(options: &Options) -> Result<ExitCode> {
     for packages in options.programs()? {
         let mut build = cargo::cargo();
         build.args(["build", "--release"]);
-        for package in packages {
+        for package in *packages {
             build.args(["--package", package]);
         }
         environment(&mut build);
