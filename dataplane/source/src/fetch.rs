@@ -16,7 +16,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 use url::Url;
 
-use crate::answer::judge_body;
+use crate::answer::{BodyPlan, judge_body};
 use crate::client::{Answer, Request};
 use crate::credential::Credential;
 use crate::error::{Lie, SourceError};
@@ -119,31 +119,19 @@ pub(crate) async fn fetch(
         });
     }
     let turn = inner.transfer_turn(&subject.url).await?;
-    let facts = Arc::new(TransferFacts::default());
     let mut fetch = Fetch {
         transfer: inner.transfer(range),
-        facts: Arc::clone(&facts),
+        facts: Arc::default(),
         open: None,
         subject,
         inner,
         _turn: turn,
     };
     fetch.ask().await?;
-    let items = unfold(Some(fetch), |fetch| async move {
-        let mut fetch = fetch?;
-        match fetch.next().await {
-            Ok(Some(bytes)) => Some((Ok(bytes), Some(fetch))),
-            Ok(None) => None,
-            Err(error) => Some((Err(error), None)),
-        }
-    });
-    Ok(BodyStream {
-        items: Box::pin(items),
-        facts,
-    })
+    Ok(fetch.into_stream())
 }
 
-struct Fetch {
+pub(crate) struct Fetch {
     inner: Arc<Inner>,
     subject: Subject,
     transfer: Transfer,
@@ -153,7 +141,7 @@ struct Fetch {
 }
 
 /// An accepted answer, somewhere in its body.
-struct OpenBody {
+pub(crate) struct OpenBody {
     answer: Answer,
     /// Bytes still to be thrown away.
     skip: u64,
@@ -161,7 +149,51 @@ struct OpenBody {
     announced: u64,
 }
 
+impl OpenBody {
+    pub(crate) fn new(answer: Answer, plan: BodyPlan) -> Self {
+        Self {
+            answer,
+            skip: plan.skip,
+            announced: plan.announced,
+        }
+    }
+}
+
 impl Fetch {
+    /// A transfer whose first answer is there already.
+    pub(crate) fn opened(
+        inner: Arc<Inner>,
+        subject: Subject,
+        transfer: Transfer,
+        body: OpenBody,
+        turn: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            inner,
+            subject,
+            transfer,
+            open: Some(body),
+            facts: Arc::default(),
+            _turn: turn,
+        }
+    }
+
+    pub(crate) fn into_stream(self) -> BodyStream {
+        let facts = Arc::clone(&self.facts);
+        let items = unfold(Some(self), |fetch| async move {
+            let mut fetch = fetch?;
+            match fetch.next().await {
+                Ok(Some(bytes)) => Some((Ok(bytes), Some(fetch))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
+            }
+        });
+        BodyStream {
+            items: Box::pin(items),
+            facts,
+        }
+    }
+
     /// The next wanted bytes; `None` when all have come.
     async fn next(&mut self) -> Result<Option<Bytes>, SourceError> {
         loop {
@@ -321,12 +353,7 @@ async fn open(
         return Err(SourceError::Changed { host: answer.host });
     }
     let range_ignored = plan.range_ignored(wanted);
-    let body = OpenBody {
-        answer,
-        skip: plan.skip,
-        announced: plan.announced,
-    };
-    Ok((body, range_ignored))
+    Ok((OpenBody::new(answer, plan), range_ignored))
 }
 
 impl Inner {

@@ -59,19 +59,7 @@ impl Inner {
     ) -> Result<BlobInfo, SourceError> {
         let may_be_empty = *digest.as_bytes() == EMPTY_SHA256;
         let found = self.probe(url, credential, may_be_empty).await?;
-        let named = found
-            .headers
-            .get("docker-content-digest")
-            .and_then(|value| value.to_str().ok())
-            .and_then(|text| text.parse::<BlobDigest>().ok());
-        if let Some(named) = named
-            && named != *digest
-        {
-            return Err(SourceError::Lied {
-                host: found.host,
-                lie: Lie::Digest(named.to_string()),
-            });
-        }
+        check_named_digest(&found.headers, &found.host, digest)?;
         let size = found.size.ok_or(SourceError::Lied {
             host: found.host,
             lie: Lie::NoSize,
@@ -179,6 +167,25 @@ impl Inner {
             answer.headers(),
             self.clock.date(),
         )
+    }
+}
+
+/// An answer that names another digest than the one asked for is about something else.
+pub(crate) fn check_named_digest(
+    headers: &HeaderMap,
+    host: &str,
+    digest: &BlobDigest,
+) -> Result<(), SourceError> {
+    let named = headers
+        .get("docker-content-digest")
+        .and_then(|value| value.to_str().ok())
+        .and_then(|text| text.parse::<BlobDigest>().ok());
+    match named {
+        Some(named) if named != *digest => Err(SourceError::Lied {
+            host: host.to_owned(),
+            lie: Lie::Digest(named.to_string()),
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::credential::Credential;
 use crate::error::SourceError;
 use crate::fetch::{BodyStream, Identity, Subject, fetch};
 use crate::gate::{Gate, Kind};
+use crate::opening::OpenedBlob;
 use crate::probe::{BlobInfo, UrlInfo};
 use crate::reply::Reply;
 use crate::retry::{RetryPolicy, Transfer};
@@ -78,6 +79,26 @@ impl Source {
     ) -> Result<BlobInfo, SourceError> {
         let url = blob_url(upstream, repository, digest)?;
         self.inner.probe_blob(&url, digest, credential).await
+    }
+
+    /// Whether this credential gets a blob and how large it is, by a request for its first
+    /// `first_bytes`, which follow with the returned value.
+    ///
+    /// Sent once. A refusal of the registry itself is [`SourceError::Refused`],
+    /// [`SourceError::NotFound`] or [`SourceError::RateLimited`]; after any other error
+    /// [`Self::probe_blob`] may still find out.
+    pub async fn open_blob(
+        &self,
+        upstream: &Upstream,
+        repository: &RepositoryName,
+        digest: &BlobDigest,
+        first_bytes: u64,
+        credential: &Credential,
+    ) -> Result<OpenedBlob, SourceError> {
+        let url = blob_url(upstream, repository, digest)?;
+        self.inner
+            .open_blob(url, digest, first_bytes, credential)
+            .await
     }
 
     /// The bytes `range` of a blob whose size is known.
