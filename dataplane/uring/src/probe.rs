@@ -7,7 +7,7 @@ use io_uring::{IoUring, Probe, opcode};
 
 use crate::error::{RingError, Unsupported};
 use crate::event::{Event, SendHead};
-use crate::kernel::real::RealKernel;
+use crate::kernel::real::{RealKernel, SetUp};
 use crate::ring::{Ring, RingConfig};
 
 /// What the ring asks the kernel to do.
@@ -32,7 +32,7 @@ pub fn probe() -> Result<(), Unsupported> {
         send_buffer_bytes: 2048,
         receive_buffers_lent_max: 4,
     };
-    operations(RealKernel::new(8, 16, 1)?.ring())?;
+    operations(RealKernel::new(&SetUp::ALL, 8, 16, 1)?.ring())?;
     let ring = Ring::new(&config).map_err(|error| match error {
         RingError::Unsupported(unsupported) => unsupported,
         other => trial("setting a ring up", other),

@@ -31,11 +31,12 @@ pub(crate) struct RealKernel {
 impl RealKernel {
     /// `completions`: the most that can be outstanding at a time.
     pub(crate) fn new(
+        set_ups: &[SetUp],
         entries: u32,
         completions: u32,
         receive_buffers: u16,
     ) -> Result<Self, Unsupported> {
-        let ring = open(entries, completions)?;
+        let ring = open(set_ups, entries, completions)?;
         let params = ring.params();
         if !params.is_feature_nodrop() {
             return Err(Unsupported::Lacks("completions that are never dropped"));
@@ -71,30 +72,44 @@ impl RealKernel {
     }
 }
 
-/// The best set-up that this kernel has. Completions are worked off in our own calls only where it can be had, which
-/// saves interrupts (about a tenth of the time).
-fn open(entries: u32, completions: u32) -> Result<IoUring, Unsupported> {
-    let common = |builder: &mut io_uring::Builder| {
+/// How the kernel hands completions over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SetUp {
+    /// They are worked off in our own calls only, which saves interrupts: about a tenth of the time.
+    Deferred,
+    /// When we come into the kernel anyway (before Linux 6.1).
+    Cooperative,
+    /// At any time (before 5.19).
+    Plain,
+}
+
+impl SetUp {
+    /// The best first.
+    pub(crate) const ALL: [Self; 3] = [Self::Deferred, Self::Cooperative, Self::Plain];
+
+    fn build(self, entries: u32, completions: u32) -> io::Result<IoUring> {
+        let mut builder = IoUring::builder();
         builder
             .dontfork()
             .setup_clamp()
             .setup_cqsize(completions.next_power_of_two());
-    };
-    let mut deferred = IoUring::builder();
-    common(&mut deferred);
-    deferred
-        .setup_submit_all()
-        .setup_single_issuer()
-        .setup_defer_taskrun();
-    let mut cooperative = IoUring::builder();
-    common(&mut cooperative);
-    cooperative.setup_coop_taskrun().setup_taskrun_flag();
-    let mut plain = IoUring::builder();
-    common(&mut plain);
+        match self {
+            Self::Deferred => builder
+                .setup_submit_all()
+                .setup_single_issuer()
+                .setup_defer_taskrun(),
+            Self::Cooperative => builder.setup_coop_taskrun().setup_taskrun_flag(),
+            Self::Plain => &mut builder,
+        };
+        builder.build(entries)
+    }
+}
 
+/// A ring of the first set-up that this kernel knows.
+fn open(set_ups: &[SetUp], entries: u32, completions: u32) -> Result<IoUring, Unsupported> {
     let mut refused = Unsupported::Absent;
-    for builder in [deferred, cooperative, plain] {
-        match builder.build(entries) {
+    for set_up in set_ups {
+        match set_up.build(entries, completions) {
             Ok(ring) => return Ok(ring),
             Err(error) => {
                 refused = why_refused(&error);

@@ -21,7 +21,7 @@ pub use self::config::{Counters, RingConfig};
 use self::core::Core;
 use crate::error::{Busy, RingError};
 use crate::event::{Event, SendHead, SocketId};
-use crate::kernel::real::RealKernel;
+use crate::kernel::real::{RealKernel, SetUp};
 use crate::message::SendBuffer;
 use crate::wake::Waker;
 
@@ -39,6 +39,7 @@ impl Ring {
     pub fn new(config: &RingConfig) -> Result<Self, RingError> {
         config.check()?;
         let kernel = RealKernel::new(
+            &SetUp::ALL,
             config.entries,
             config.completions_max(),
             config.receive_buffers,

@@ -5,6 +5,7 @@ mod ending;
 mod files;
 mod receiving;
 mod sending;
+mod set_ups;
 mod waiting;
 
 use std::net::{SocketAddr, UdpSocket};
