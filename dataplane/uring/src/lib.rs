@@ -11,7 +11,7 @@
 //! operation's last completion (the module `lent`). It shuts down by `Drop`: everything is cancelled and reaped, for at
 //! most a second; what is on loan even then is leaked, never freed.
 //!
-//! Fails: [`probe`] says whether and why not this kernel lets us; a socket that cannot go on is reported by
+//! Fails: [`probe()`] says whether and why not this kernel lets us; a socket that cannot go on is reported by
 //! [`Event::SocketFailed`], and the others go on; a [`RingError`] from [`Ring::wait`] means that the ring is of no
 //! more use.
 
