@@ -88,3 +88,65 @@ fn the_loopback_takes_what_a_datagram_can_hold() {
     let v6 = route_payload_bytes("[::1]:9".parse().unwrap()).unwrap();
     assert!((65_488..=65_507).contains(&v6), "{v6}");
 }
+
+/// Runs `test` on a thread with a network of its own, with an interface of this MTU that has the addresses 10.77.0.1/24 and
+/// fd77::1/64. False where that takes more rights than we have.
+fn with_interface(mtu: u32, test: impl FnOnce() + Send + 'static) -> bool {
+    std::thread::spawn(move || {
+        // SAFETY: no memory is involved; only this thread moves.
+        if unsafe { libc::unshare(libc::CLONE_NEWNET) } != 0 {
+            return false;
+        }
+        let mtu = mtu.to_string();
+        for arguments in [
+            &[
+                "link", "add", "wire", "mtu", &mtu, "type", "veth", "peer", "name", "far",
+            ][..],
+            &["address", "add", "10.77.0.1/24", "dev", "wire"],
+            &["-6", "address", "add", "fd77::1/64", "dev", "wire", "nodad"],
+            &["link", "set", "wire", "up"],
+            &["link", "set", "far", "up"],
+        ] {
+            match std::process::Command::new("ip").args(arguments).status() {
+                Ok(status) if status.success() => {}
+                _ => return false,
+            }
+        }
+        test();
+        true
+    })
+    .join()
+    .unwrap()
+}
+
+#[test]
+fn a_route_takes_what_its_interface_does() {
+    for mtu in [1500, 9000] {
+        let is_tested = with_interface(mtu, move || {
+            let payload = |to: &str| route_payload_bytes(to.parse().unwrap());
+            let mtu = mtu as u16;
+            assert_eq!(payload("10.77.0.2:9"), Some(mtu - 28));
+            assert_eq!(payload("[::ffff:10.77.0.2]:9"), Some(mtu - 28));
+            assert_eq!(payload("[fd77::2]:9"), Some(mtu - 48));
+            // No route leads there.
+            assert_eq!(payload("192.0.2.1:9"), None);
+            assert_eq!(payload("[2001:db8::1]:9"), None);
+            // And nothing larger leaves: it is not cut into fragments.
+            for (listen, to, bytes) in [
+                ("10.77.0.1:0", "10.77.0.2:9", mtu - 28),
+                ("[fd77::1]:0", "[fd77::2]:9", mtu - 48),
+                ("[::]:0", "10.77.0.2:9", mtu - 28),
+            ] {
+                let (mut node, to) = (Node::new(listen), crate::rig::to(to.parse().unwrap()));
+                node.send(to, &vec![0; usize::from(bytes)]);
+                assert_eq!(node.sent().unwrap(), usize::from(bytes));
+                node.send(to, &vec![0; usize::from(bytes) + 1]);
+                let refused = node.sent().unwrap_err();
+                assert_eq!(refused.raw_os_error(), Some(libc::EMSGSIZE), "{listen}");
+            }
+        });
+        if !is_tested {
+            println!("not tested here: making an interface takes root and iproute2");
+        }
+    }
+}
