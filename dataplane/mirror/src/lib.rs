@@ -27,6 +27,7 @@ pub mod verdict;
 mod authorize;
 mod blob;
 mod body;
+mod feed;
 mod manifest;
 mod proxy;
 mod reply;
@@ -36,6 +37,7 @@ mod service;
 mod stall;
 mod tls;
 mod tunnel;
+mod turns;
 
 pub use backend::{
     Backend, BackendError, BackendErrorKind, BlobOpen, BlobProbe, BlobVerdict, BodyStream,

@@ -24,6 +24,7 @@ use tokio_util::task::TaskTracker;
 use crate::authorize::Gate;
 use crate::backend::{Backend, MirrorEvent};
 use crate::config::MirrorConfig;
+use crate::feed::{self, Feed, Turns};
 use crate::manifest_cache::ManifestCache;
 use crate::service::{Shared, TAGS_REMEMBERED_MAX, handle};
 use crate::stall::StallGuard;
@@ -35,8 +36,8 @@ const HEAD_BYTES_MAX: usize = 32 << 10;
 /// Most header lines in a request: podman sends about 20.
 const HEAD_LINES_MAX: usize = 128;
 
-/// Most bytes that wait in one connection for the socket: several groups of 64 KiB in one
-/// `writev`.
+/// A connection whose waiting bytes are fewer takes on more: so at most this and one chunk of a body
+/// wait for the socket. A local hit's chunks are no memory of ours but lent from the page cache.
 const WRITE_BUFFER_BYTES_MAX: usize = 512 << 10;
 
 /// Longest TLS handshake: a few round trips; longer ones hold a connection for nothing.
@@ -84,6 +85,7 @@ pub struct Mirror<B: Backend> {
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
     connections: Arc<Semaphore>,
+    turns: Turns,
     shared: Arc<Shared<B>>,
 }
 
@@ -108,6 +110,7 @@ impl<B: Backend> Mirror<B> {
             address,
             tls,
             connections: Arc::new(Semaphore::new(config.connections_max)),
+            turns: Turns::new(),
             shared: Arc::new(Shared {
                 gate: Arc::new(gate),
                 manifests: Mutex::new(ManifestCache::new(config.manifest_cache_bytes)),
@@ -140,7 +143,7 @@ impl<B: Backend> Mirror<B> {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => self.admit(stream, &drain),
+                Ok((stream, client)) => self.admit(stream, client, &drain),
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection; trying on");
                     tokio::time::sleep(ACCEPT_RETRY_PAUSE).await;
@@ -162,7 +165,7 @@ impl<B: Backend> Mirror<B> {
         }
     }
 
-    fn admit(&self, stream: TcpStream, drain: &CancellationToken) {
+    fn admit(&self, stream: TcpStream, client: SocketAddr, drain: &CancellationToken) {
         let backend = &self.shared.backend;
         let Ok(permit) = self.connections.clone().try_acquire_owned() else {
             backend.observe(MirrorEvent::ConnectionRefused);
@@ -175,7 +178,15 @@ impl<B: Backend> Mirror<B> {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "a connection goes without TCP_NODELAY");
         }
+        let is_local = stream
+            .local_addr()
+            .is_ok_and(|own| feed::is_local(client, own));
+        if is_local {
+            feed::tune(&stream);
+        }
+        // A turn is waited for outside the guard: that a client's turn has not come is not its fault.
         let guarded = StallGuard::new(stream, self.shared.config.client_stall_timeout);
+        let stream = Feed::new(guarded, is_local.then_some(&self.turns));
         let open = Open {
             backend: backend.clone(),
             _permit: permit,
@@ -189,8 +200,8 @@ impl<B: Backend> Mirror<B> {
             let stop = shared.stop.clone();
             let served = async {
                 match tls {
-                    None => converse(shared, guarded, drain).await,
-                    Some(tls) => match timeout(TLS_HANDSHAKE_TIMEOUT, tls.accept(guarded)).await {
+                    None => converse(shared, stream, drain).await,
+                    Some(tls) => match timeout(TLS_HANDSHAKE_TIMEOUT, tls.accept(stream)).await {
                         Ok(Ok(stream)) => converse(shared, stream, drain).await,
                         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
                         Err(_) => tracing::debug!("a TLS handshake took too long"),
