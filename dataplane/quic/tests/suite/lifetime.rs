@@ -175,7 +175,7 @@ async fn the_last_handle_or_stream_that_is_dropped_closes_the_connection() {
     assert!(!there.is_closed(), "a stream is still in use");
     drop(stream);
     let error = soon(there.closed()).await;
-    assert_eq!(closed_by_peer(&error), Some(CloseReason::Done));
+    assert_eq!(closed_by_peer(&error), Some(CloseReason::Done), "{error}");
     drop(there);
     soon(async {
         while a.connection_count() + b.connection_count() > 0 {

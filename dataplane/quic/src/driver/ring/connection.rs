@@ -1,41 +1,89 @@
 //! A connection, shared by the thread that moves its packets and the tasks that use it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::task::Waker;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn_proto::{
     ConnectionError, ConnectionHandle, ConnectionStats, Dir, Event, StreamEvent, StreamId,
-    TransportError, TransportErrorCode, VarInt, WriteError,
+    TransportError, TransportErrorCode, VarInt,
 };
 use rustls_pki_types::CertificateDer;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 
 use super::inbox::{Command, Inbox};
 use super::stream::{Reading, RecvStream, SendStream, Writing};
 use crate::driver::errors::connection_error;
+use crate::driver::setup::CANCELLED;
 use crate::error::{CloseReason, Error};
 
 /// A handle; clones share the connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Connection(pub(super) Arc<Shared>);
 
+/// What a task asks of a connection. Wishes are fulfilled in the order in which they are left.
+pub(super) enum Wish {
+    /// Take what arrives.
+    Read(StreamId, Arc<Mutex<Reading>>),
+    /// Hand over bytes, then say so.
+    Write(StreamId, Writing),
+    /// No more will be written.
+    Finish(StreamId),
+    /// What is not delivered need not be.
+    Reset(StreamId),
+    /// Nothing more will be read.
+    Stop(StreamId),
+    /// How urgent the stream is.
+    Rank(StreamId, i32),
+    /// Say when the peer has everything or wants no more.
+    Deliver(StreamId, oneshot::Sender<Result<(), Error>>),
+    /// Say the number of a new stream when the peer allows one.
+    Open(oneshot::Sender<StreamId>),
+    SendWindow(u64),
+    ReceiveWindow(u64),
+}
+
 pub(super) struct Shared {
     pub(super) handle: ConnectionHandle,
-    pub(super) inbox: Arc<Inbox>,
-    /// In an `Arc` of its own so that a guard may be held apart from this.
+    inbox: Arc<Inbox>,
+    /// Held by the connection's thread for as long as it works on a batch of packets: tasks do not wait
+    /// for it, but leave wishes. In an `Arc` of its own so that a guard may be held apart from this.
     pub(super) state: Arc<Mutex<State>>,
+    /// A task has at most one read, one write and one other wish a stream here.
+    wishes: Mutex<Vec<Wish>>,
+    /// The thread has been asked to look.
+    pub(super) look_asked: AtomicBool,
+    /// The peer's streams that nobody has accepted, for each direction; bounded by what it may open.
+    arrived: [Arrived; 2],
+    is_connected: AtomicBool,
     /// The handshake is done, or the connection is over.
     connected: Notify,
-    /// A peer's stream is here, or the connection is over; for each direction.
-    arrived: [Notify; 2],
-    /// A stream may be opened, or the connection is over.
-    available: Notify,
+    /// Why the connection is over.
+    error: OnceLock<ConnectionError>,
     closed: Notify,
+}
+
+#[derive(Default)]
+struct Arrived {
+    streams: Mutex<VecDeque<StreamId>>,
+    /// A stream is here, or the connection is over.
+    news: Notify,
+}
+
+impl Arrived {
+    fn next(&self) -> Option<StreamId> {
+        let mut streams = self.streams.lock();
+        let id = streams.pop_front()?;
+        if !streams.is_empty() {
+            // For whoever else waits: one notification may stand for many streams.
+            self.news.notify_one();
+        }
+        Some(id)
+    }
 }
 
 impl std::fmt::Debug for Shared {
@@ -49,16 +97,87 @@ impl std::fmt::Debug for Shared {
 /// What the lock guards.
 pub(super) struct State {
     pub(super) proto: quinn_proto::Connection,
-    /// Why the connection is over.
-    pub(super) error: Option<ConnectionError>,
-    is_connected: bool,
-    /// The thread has been asked to look.
-    pub(super) look_asked: bool,
-    /// Reads and writes under way; at most one of each a stream.
-    pub(super) readings: HashMap<StreamId, Reading>,
-    pub(super) writings: HashMap<StreamId, Writing>,
-    /// Who waits for a stream to be delivered or stopped.
-    pub(super) deliveries: HashMap<StreamId, Waker>,
+    /// Wishes that wait for the peer; at most one of each kind a stream.
+    readings: HashMap<StreamId, Arc<Mutex<Reading>>>,
+    writings: HashMap<StreamId, Writing>,
+    deliveries: HashMap<StreamId, oneshot::Sender<Result<(), Error>>>,
+    openings: VecDeque<oneshot::Sender<StreamId>>,
+}
+
+impl State {
+    fn fulfil(&mut self, wish: Wish) {
+        let proto = &mut self.proto;
+        // An error of the last four means that the stream is over already.
+        match wish {
+            Wish::Read(id, reading) => {
+                if !reading.lock().pull(proto, id) {
+                    self.readings.insert(id, reading);
+                }
+            }
+            Wish::Write(id, writing) => {
+                if let Some(writing) = writing.push(proto, id) {
+                    self.writings.insert(id, writing);
+                }
+            }
+            Wish::Deliver(id, reply) => {
+                self.deliveries.insert(id, reply);
+                self.look_at_delivery(id);
+            }
+            Wish::Open(reply) => {
+                self.openings.push_back(reply);
+                self.open_streams();
+            }
+            Wish::SendWindow(bytes) => proto.set_send_window(bytes),
+            Wish::ReceiveWindow(bytes) => {
+                proto.set_receive_window(VarInt::from_u64(bytes).unwrap_or(VarInt::MAX));
+            }
+            Wish::Finish(id) => {
+                let _ = proto.send_stream(id).finish();
+            }
+            Wish::Reset(id) => {
+                let _ = proto.send_stream(id).reset(CANCELLED);
+                self.writings.remove(&id);
+                self.look_at_delivery(id);
+            }
+            Wish::Stop(id) => {
+                self.readings.remove(&id);
+                let _ = proto.recv_stream(id).stop(CANCELLED);
+            }
+            Wish::Rank(id, rank) => {
+                let _ = proto.send_stream(id).set_priority(rank);
+            }
+        }
+    }
+
+    fn look_at_delivery(&mut self, id: StreamId) {
+        let result = match self.proto.send_stream(id).stopped() {
+            Ok(None) => return,
+            Ok(Some(_)) => Err(Error::StreamStopped),
+            // Forgotten: the peer has everything, or it was reset on this side.
+            Err(_) => Ok(()),
+        };
+        if let Some(reply) = self.deliveries.remove(&id) {
+            // Whoever asked may have lost interest.
+            let _ = reply.send(result);
+        }
+    }
+
+    fn open_streams(&mut self) {
+        while let Some(reply) = self.openings.pop_front() {
+            if reply.is_closed() {
+                continue;
+            }
+            let Some(id) = self.proto.streams().open(Dir::Bi) else {
+                self.openings.push_front(reply);
+                return;
+            };
+            if reply.send(id).is_err() {
+                // Lost interest just now: the number is used up, as if for a request that was dropped.
+                let _ = self.proto.send_stream(id).reset(CANCELLED);
+                let _ = self.proto.recv_stream(id).stop(CANCELLED);
+            }
+        }
+    }
 }
 
 impl Shared {
@@ -72,25 +191,56 @@ impl Shared {
             inbox,
             state: Arc::new(Mutex::new(State {
                 proto,
-                error: None,
-                is_connected: false,
-                look_asked: false,
                 readings: HashMap::new(),
                 writings: HashMap::new(),
                 deliveries: HashMap::new(),
+                openings: VecDeque::new(),
             })),
+            wishes: Mutex::default(),
+            look_asked: AtomicBool::new(false),
+            arrived: Default::default(),
+            is_connected: AtomicBool::new(false),
             connected: Notify::new(),
-            arrived: [Notify::new(), Notify::new()],
-            available: Notify::new(),
+            error: OnceLock::new(),
             closed: Notify::new(),
         })
     }
 
+    /// Leaves a wish. Where nobody works on the connection just now, it is seen to at once; what is to
+    /// be sent for it, the thread sends.
+    pub(super) fn wish(&self, wish: Wish) {
+        self.wishes.lock().push(wish);
+        if let Some(mut state) = self.state.try_lock() {
+            self.fulfil_wishes(&mut state);
+        } else if self.error.get().is_some() {
+            // The thread may have dropped the connection, and nobody holds the lock for long any more.
+            self.fulfil_wishes(&mut self.state.lock());
+        }
+        self.ask_to_look();
+    }
+
+    pub(super) fn fulfil_wishes(&self, state: &mut State) {
+        loop {
+            let wishes = std::mem::take(&mut *self.wishes.lock());
+            if wishes.is_empty() {
+                return;
+            }
+            for wish in wishes {
+                state.fulfil(wish);
+            }
+            if let Some(error) = self.error.get() {
+                Self::disappoint(state, error);
+            }
+        }
+    }
+
     /// Asks the thread, once, to look at what a task has changed.
-    pub(super) fn ask_to_look(&self, state: &mut State) {
-        if !std::mem::replace(&mut state.look_asked, true) {
-            // A thread that is gone has ended its connections.
-            let _ = self.inbox.tell(Command::Look(self.handle));
+    fn ask_to_look(&self) {
+        if !self.look_asked.swap(true, Ordering::AcqRel)
+            && self.inbox.tell(Command::Look(self.handle)).is_err()
+        {
+            // The thread is gone, and nobody holds the lock for long any more.
+            self.fulfil_wishes(&mut self.state.lock());
         }
     }
 
@@ -101,7 +251,7 @@ impl Shared {
             any = true;
             match event {
                 Event::Connected => {
-                    state.is_connected = true;
+                    self.is_connected.store(true, Ordering::Release);
                     self.connected.notify_waiters();
                 }
                 Event::ConnectionLost { reason } => self.end(state, reason),
@@ -116,109 +266,133 @@ impl Shared {
 
     fn deliver_stream_event(&self, state: &mut State, event: StreamEvent) {
         match event {
-            StreamEvent::Opened { dir } => self.arrived[dir as usize].notify_waiters(),
-            StreamEvent::Available { .. } => self.available.notify_waiters(),
+            StreamEvent::Opened { dir } => {
+                let arrived = &self.arrived[dir as usize];
+                let mut streams = arrived.streams.lock();
+                while let Some(id) = state.proto.streams().accept(dir) {
+                    streams.push_back(id);
+                }
+                drop(streams);
+                arrived.news.notify_one();
+            }
+            StreamEvent::Available { dir: Dir::Bi } => state.open_streams(),
+            StreamEvent::Available { dir: Dir::Uni } => {}
             StreamEvent::Readable { id } => {
-                if let Some(reading) = state.readings.get_mut(&id)
-                    && reading.pull(&mut state.proto, id)
+                if let Some(reading) = state.readings.get(&id)
+                    && reading.lock().pull(&mut state.proto, id)
                 {
-                    reading.waker.wake_by_ref();
+                    state.readings.remove(&id);
                 }
             }
             StreamEvent::Writable { id } => {
-                if let Some(writing) = state.writings.get_mut(&id)
-                    && writing.push(&mut state.proto, id)
+                if let Some(writing) = state.writings.remove(&id)
+                    && let Some(writing) = writing.push(&mut state.proto, id)
                 {
-                    writing.waker.wake_by_ref();
+                    state.writings.insert(id, writing);
                 }
             }
-            StreamEvent::Finished { id } => {
-                if let Some(waker) = state.deliveries.remove(&id) {
-                    waker.wake();
+            StreamEvent::Finished { id } => state.look_at_delivery(id),
+            StreamEvent::Stopped { id, .. } => {
+                if let Some(writing) = state.writings.remove(&id) {
+                    writing.end(Err(Error::StreamStopped));
                 }
-            }
-            StreamEvent::Stopped { id, error_code } => {
-                if let Some(waker) = state.deliveries.remove(&id) {
-                    waker.wake();
-                }
-                if let Some(writing) = state.writings.get_mut(&id) {
-                    writing.end(Err(WriteError::Stopped(error_code)));
-                    writing.waker.wake_by_ref();
-                }
+                state.look_at_delivery(id);
             }
         }
     }
 
     /// The connection is over: everything that waits on it fails.
     pub(super) fn end(&self, state: &mut State, reason: ConnectionError) {
-        state.error.get_or_insert(reason);
-        for reading in state.readings.values() {
-            reading.waker.wake_by_ref();
-        }
-        for writing in state.writings.values() {
-            writing.waker.wake_by_ref();
-        }
-        for (_, waker) in state.deliveries.drain() {
-            waker.wake();
-        }
+        let error = self.error.get_or_init(|| reason);
+        Self::disappoint(state, error);
         self.connected.notify_waiters();
         for arrived in &self.arrived {
-            arrived.notify_waiters();
+            arrived.news.notify_waiters();
+            // A waiter that has not begun to wait yet.
+            arrived.news.notify_one();
         }
-        self.available.notify_waiters();
         self.closed.notify_waiters();
+    }
+
+    fn disappoint(state: &mut State, error: &ConnectionError) {
+        let error = connection_error(error.clone());
+        for (_, reading) in state.readings.drain() {
+            reading.lock().fail(error.clone());
+        }
+        for (_, writing) in state.writings.drain() {
+            writing.end(Err(error.clone()));
+        }
+        for (_, reply) in state.deliveries.drain() {
+            // Whoever asked may have lost interest.
+            let _ = reply.send(Err(error.clone()));
+        }
+        // Whoever waits for a stream sees its sender go, and asks why.
+        state.openings.clear();
     }
 
     /// The thread that moved the packets is gone.
     pub(super) fn abandon(&self) {
+        let mut state = self.state.lock();
         self.end(
-            &mut self.state.lock(),
+            &mut state,
             ConnectionError::TransportError(TransportError {
                 code: TransportErrorCode::INTERNAL_ERROR,
                 frame: None,
                 reason: "the thread of the connection has ended".into(),
             }),
         );
+        self.fulfil_wishes(&mut state);
     }
 
     pub(super) fn close(&self, reason: CloseReason) {
-        let mut state = self.state.lock();
-        if state.error.is_some() {
+        if self.error.get().is_some() {
             return;
         }
+        let mut state = self.state.lock();
         let code = VarInt::from_u32(reason as u32);
         state.proto.close(Instant::now(), code, Bytes::new());
         self.end(&mut state, ConnectionError::LocallyClosed);
-        self.ask_to_look(&mut state);
+        drop(state);
+        self.ask_to_look();
+    }
+
+    /// Why the connection is over, if it is.
+    pub(super) fn error(&self) -> Option<Error> {
+        self.error.get().cloned().map(connection_error)
+    }
+
+    fn error_or_closed(&self) -> Error {
+        self.error().unwrap_or(Error::ClosedLocally)
     }
 }
 
 impl Connection {
     /// Waits until the handshake is done.
     pub(super) async fn established(self) -> Result<Self, Error> {
-        self.until(&self.0.connected, |state| state.is_connected.then_some(()))
-            .await?;
-        Ok(self)
+        let shared = self.0.clone();
+        loop {
+            let notified = shared.connected.notified();
+            if let Some(error) = shared.error() {
+                return Err(error);
+            }
+            if shared.is_connected.load(Ordering::Acquire) {
+                return Ok(self);
+            }
+            notified.await;
+        }
     }
 
-    /// Waits until `look` finds something; looks again whenever `news` come.
-    async fn until<T>(
-        &self,
-        news: &Notify,
-        mut look: impl FnMut(&mut State) -> Option<T>,
-    ) -> Result<T, Error> {
+    /// The next stream that the peer has opened.
+    async fn arrived(&self, dir: Dir) -> Result<StreamId, Error> {
+        let arrived = &self.0.arrived[dir as usize];
         loop {
-            let notified = {
-                let mut state = self.0.state.lock();
-                if let Some(error) = &state.error {
-                    return Err(connection_error(error.clone()));
-                }
-                if let Some(found) = look(&mut state) {
-                    return Ok(found);
-                }
-                // Made under the lock: no news can come between the look and the wait.
-                news.notified()
-            };
+            let notified = arrived.news.notified();
+            if let Some(error) = self.0.error() {
+                return Err(error);
+            }
+            if let Some(id) = arrived.next() {
+                return Ok(id);
+            }
             notified.await;
         }
     }
@@ -244,15 +418,12 @@ impl Connection {
             let finished = state.proto.send_stream(id).finish();
             debug_assert!(finished.is_ok(), "a fresh stream can be finished");
         }
-        self.0.ask_to_look(&mut state);
+        drop(state);
+        self.0.ask_to_look();
     }
 
     pub(crate) async fn await_admission(&self) -> Result<(), Error> {
-        let id = self
-            .until(&self.0.arrived[Dir::Uni as usize], |state| {
-                state.proto.streams().accept(Dir::Uni)
-            })
-            .await?;
+        let id = self.arrived(Dir::Uni).await?;
         let mut stream = RecvStream::new(self.0.clone(), id);
         // Later versions may say something here; this one only waits for the end.
         while stream.read(usize::MAX).await?.is_some() {}
@@ -260,21 +431,17 @@ impl Connection {
     }
 
     pub(crate) async fn open(&self) -> Result<(SendStream, RecvStream), Error> {
-        let id = self
-            .until(&self.0.available, |state| {
-                state.proto.streams().open(Dir::Bi)
-            })
-            .await?;
+        let (reply, opened) = oneshot::channel();
+        self.0.wish(Wish::Open(reply));
+        let id = opened.await.map_err(|_| self.0.error_or_closed())?;
+        if let Some(error) = self.0.error() {
+            return Err(error);
+        }
         Ok(self.streams(id))
     }
 
     pub(crate) async fn accept(&self) -> Result<(SendStream, RecvStream), Error> {
-        let id = self
-            .until(&self.0.arrived[Dir::Bi as usize], |state| {
-                state.proto.streams().accept(Dir::Bi)
-            })
-            .await?;
-        Ok(self.streams(id))
+        Ok(self.streams(self.arrived(Dir::Bi).await?))
     }
 
     fn streams(&self, id: StreamId) -> (SendStream, RecvStream) {
@@ -289,17 +456,11 @@ impl Connection {
     }
 
     pub(crate) fn set_send_window(&self, bytes: u64) {
-        let mut state = self.0.state.lock();
-        state.proto.set_send_window(bytes);
-        self.0.ask_to_look(&mut state);
+        self.0.wish(Wish::SendWindow(bytes));
     }
 
     pub(crate) fn set_receive_window(&self, bytes: u64) {
-        let mut state = self.0.state.lock();
-        state
-            .proto
-            .set_receive_window(VarInt::from_u64(bytes).unwrap_or(VarInt::MAX));
-        self.0.ask_to_look(&mut state);
+        self.0.wish(Wish::ReceiveWindow(bytes));
     }
 
     pub(crate) fn close(&self, reason: CloseReason) {
@@ -307,14 +468,16 @@ impl Connection {
     }
 
     pub(crate) async fn closed(&self) -> Error {
-        let forever = |_: &mut State| None::<std::convert::Infallible>;
-        match self.until(&self.0.closed, forever).await {
-            Err(error) => error,
-            Ok(never) => match never {},
+        loop {
+            let notified = self.0.closed.notified();
+            if let Some(error) = self.0.error() {
+                return error;
+            }
+            notified.await;
         }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.0.state.lock().error.is_some()
+        self.0.error.get().is_some()
     }
 }

@@ -5,17 +5,17 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use quinn_proto::{Connection, FinishError, ReadError, ReadableError, StreamId, WriteError};
+use parking_lot::Mutex;
+use quinn_proto::{Connection, ReadError, ReadableError, StreamId, WriteError};
+use tokio::sync::oneshot;
 
-use super::connection::Shared;
-use crate::driver::errors::connection_error;
-use crate::driver::setup::CANCELLED;
+use super::connection::{Shared, Wish};
 use crate::error::Error;
 
 /// Most slices handed over at once: what one vectored write takes.
 const SLICES_MAX: usize = 1024;
 
-/// A read under way: how much is wanted, and what has come of it.
+/// A read: how much is wanted, and what has come of it. The stream keeps it from one read to the next.
 pub(super) struct Reading {
     wanted_bytes: usize,
     /// One slice is enough.
@@ -23,44 +23,54 @@ pub(super) struct Reading {
     slices: Vec<Bytes>,
     bytes: usize,
     end: Option<End>,
-    pub(super) waker: Waker,
+    /// The connection has been told, and not yet done with it.
+    is_wished: bool,
+    waker: Waker,
 }
 
 /// How a stream ended; quinn-proto forgets it then.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 enum End {
     Finished,
-    Reset,
-    /// On this side.
-    Closed,
+    Failed(Error),
 }
 
 impl Reading {
-    /// Takes what is there; true if nothing more is to be waited for.
+    /// Takes what is there; true, and the reader is woken, if nothing more is to be waited for.
     pub(super) fn pull(&mut self, proto: &mut Connection, id: StreamId) -> bool {
-        if self.is_done() {
-            return true;
-        }
-        let mut stream = proto.recv_stream(id);
-        let mut chunks = match stream.read(true) {
-            Ok(chunks) => chunks,
-            Err(ReadableError::ClosedStream | ReadableError::IllegalOrderedRead) => {
-                self.end = Some(End::Closed);
-                return true;
-            }
-        };
-        while !self.is_done() {
-            match chunks.next(self.wanted_bytes - self.bytes) {
-                Ok(Some(chunk)) => {
-                    self.bytes += chunk.bytes.len();
-                    self.slices.push(chunk.bytes);
+        match proto.recv_stream(id).read(true) {
+            Ok(mut chunks) => {
+                while !self.is_done() {
+                    match chunks.next(self.wanted_bytes - self.bytes) {
+                        Ok(Some(chunk)) => {
+                            self.bytes += chunk.bytes.len();
+                            self.slices.push(chunk.bytes);
+                        }
+                        Ok(None) => self.end = Some(End::Finished),
+                        Err(ReadError::Reset(_)) => {
+                            self.end = Some(End::Failed(Error::StreamReset))
+                        }
+                        Err(ReadError::Blocked) => return false,
+                    }
                 }
-                Ok(None) => self.end = Some(End::Finished),
-                Err(ReadError::Reset(_)) => self.end = Some(End::Reset),
-                Err(ReadError::Blocked) => break,
+            }
+            Err(ReadableError::ClosedStream | ReadableError::IllegalOrderedRead) => {
+                self.end = Some(End::Failed(Error::StreamClosed));
             }
         }
-        self.is_done()
+        self.done();
+        true
+    }
+
+    /// The connection is over.
+    pub(super) fn fail(&mut self, error: Error) {
+        self.end.get_or_insert(End::Failed(error));
+        self.done();
+    }
+
+    fn done(&mut self) {
+        self.is_wished = false;
+        self.waker.wake_by_ref();
     }
 
     fn is_done(&self) -> bool {
@@ -69,13 +79,48 @@ impl Reading {
             || self.slices.len() >= SLICES_MAX
             || (self.any && self.bytes > 0)
     }
+
+    /// The first `bytes` bytes of what was read, or one slice of at most so many.
+    fn take(&mut self, bytes: usize) -> Vec<Bytes> {
+        if self.bytes <= bytes && !self.any {
+            self.bytes = 0;
+            return std::mem::take(&mut self.slices);
+        }
+        let mut taken = Vec::new();
+        let mut missing = bytes.min(self.bytes);
+        let mut whole = 0;
+        while missing > 0 && !(self.any && !taken.is_empty()) {
+            let slice = &mut self.slices[whole];
+            if slice.len() <= missing {
+                taken.push(std::mem::take(slice));
+                whole += 1;
+            } else {
+                taken.push(slice.split_to(missing));
+            }
+            missing -= taken.last().map_or(0, Bytes::len);
+        }
+        self.slices.drain(..whole);
+        self.bytes -= taken.iter().map(Bytes::len).sum::<usize>();
+        taken
+    }
 }
 
 #[derive(Debug)]
 pub(crate) struct RecvStream {
     connection: Arc<Shared>,
     id: StreamId,
-    end: Option<End>,
+    reading: Arc<Mutex<Reading>>,
+    is_stopped: bool,
+}
+
+impl std::fmt::Debug for Reading {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reading")
+            .field("wanted_bytes", &self.wanted_bytes)
+            .field("bytes", &self.bytes)
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
 }
 
 impl RecvStream {
@@ -83,17 +128,21 @@ impl RecvStream {
         Self {
             connection,
             id,
-            end: None,
+            reading: Arc::new(Mutex::new(Reading {
+                wanted_bytes: 0,
+                any: false,
+                slices: Vec::new(),
+                bytes: 0,
+                end: None,
+                is_wished: false,
+                waker: Waker::noop().clone(),
+            })),
+            is_stopped: false,
         }
     }
 
     pub(crate) async fn read(&mut self, max: usize) -> Result<Option<Bytes>, Error> {
-        // One slice more than `any` asks for may come from a read that was abandoned.
         let mut slices = poll_fn(|cx| self.poll_read(cx, max, true)).await?;
-        if slices.len() > 1 {
-            let rest = slices.split_off(1);
-            self.put_back(rest);
-        }
         Ok(slices.pop())
     }
 
@@ -107,80 +156,38 @@ impl RecvStream {
         wanted_bytes: usize,
         any: bool,
     ) -> Poll<Result<Vec<Bytes>, Error>> {
-        let mut guard = self.connection.state.lock();
-        let state = &mut *guard;
-        let mut reading = match state.readings.remove(&self.id) {
-            Some(mut reading) => {
-                reading.wanted_bytes = wanted_bytes;
-                reading.any = any;
-                reading.waker.clone_from(cx.waker());
-                reading
+        if self.is_stopped {
+            return Poll::Ready(Err(Error::StreamClosed));
+        }
+        let mut reading = self.reading.lock();
+        reading.wanted_bytes = wanted_bytes;
+        reading.any = any;
+        if !reading.is_done() {
+            reading.waker.clone_from(cx.waker());
+            if reading.is_wished {
+                return Poll::Pending;
             }
-            None => Reading {
-                wanted_bytes,
-                any,
-                slices: Vec::new(),
-                bytes: 0,
-                end: None,
-                waker: cx.waker().clone(),
-            },
-        };
-        if self.end.is_none() && reading.end.is_none() {
-            let before = reading.bytes;
-            reading.pull(&mut state.proto, self.id);
-            if reading.bytes > before {
-                // The peer may be waiting to hear that there is room again.
-                self.connection.ask_to_look(state);
+            reading.is_wished = true;
+            drop(reading);
+            let wish = Wish::Read(self.id, self.reading.clone());
+            self.connection.wish(wish);
+            reading = self.reading.lock();
+            if !reading.is_done() {
+                return Poll::Pending;
             }
         }
-        self.end = self.end.or(reading.end);
-        if reading.bytes > wanted_bytes {
-            // An abandoned read had wanted more.
-            let slices = take_front(&mut reading, wanted_bytes);
-            state.readings.insert(self.id, reading);
-            return Poll::Ready(Ok(slices));
+        if reading.bytes > 0 || wanted_bytes == 0 {
+            return Poll::Ready(Ok(reading.take(wanted_bytes)));
         }
-        match self.end {
-            _ if reading.bytes > 0 && (reading.is_done() || self.end.is_some()) => {
-                Poll::Ready(Ok(reading.slices))
-            }
-            _ if wanted_bytes == 0 => Poll::Ready(Ok(Vec::new())),
-            Some(End::Finished) => Poll::Ready(Ok(Vec::new())),
-            Some(End::Reset) => Poll::Ready(Err(Error::StreamReset)),
-            Some(End::Closed) => Poll::Ready(Err(Error::StreamClosed)),
-            None => {
-                if let Some(error) = &state.error {
-                    return Poll::Ready(Err(connection_error(error.clone())));
-                }
-                state.readings.insert(self.id, reading);
-                Poll::Pending
-            }
+        match &reading.end {
+            Some(End::Failed(error)) => Poll::Ready(Err(error.clone())),
+            Some(End::Finished) | None => Poll::Ready(Ok(Vec::new())),
         }
-    }
-
-    /// Keeps slices for the next read.
-    fn put_back(&mut self, slices: Vec<Bytes>) {
-        let mut state = self.connection.state.lock();
-        let reading = state.readings.entry(self.id).or_insert_with(|| Reading {
-            wanted_bytes: 0,
-            any: true,
-            slices: Vec::new(),
-            bytes: 0,
-            end: None,
-            waker: Waker::noop().clone(),
-        });
-        reading.bytes += slices.iter().map(Bytes::len).sum::<usize>();
-        reading.slices.splice(0..0, slices);
     }
 
     pub(crate) fn stop(&mut self) {
-        let mut state = self.connection.state.lock();
-        state.readings.remove(&self.id);
-        if self.end.is_none() {
-            self.end = Some(End::Closed);
-            // An error means that the stream is over already.
-            let _ = state.proto.recv_stream(self.id).stop(CANCELLED);
-            self.connection.ask_to_look(&mut state);
+        if !std::mem::replace(&mut self.is_stopped, true) && self.reading.lock().end.is_none() {
+            self.connection.wish(Wish::Stop(self.id));
         }
     }
 }
@@ -191,51 +198,37 @@ impl Drop for RecvStream {
     }
 }
 
-/// The first `bytes` bytes of what was read.
-fn take_front(reading: &mut Reading, bytes: usize) -> Vec<Bytes> {
-    let mut taken = Vec::new();
-    let mut missing = bytes;
-    while missing > 0 && !reading.slices.is_empty() {
-        if reading.slices[0].len() <= missing {
-            let slice = reading.slices.remove(0);
-            missing -= slice.len();
-            taken.push(slice);
-        } else {
-            taken.push(reading.slices[0].split_to(missing));
-            missing = 0;
-        }
-    }
-    reading.bytes -= bytes - missing;
-    taken
-}
-
-/// A write under way: what is left of it.
+/// A write under way: what is left of it, and whom to tell when nothing is.
 pub(super) struct Writing {
     rest: Bytes,
-    result: Option<Result<(), WriteError>>,
-    pub(super) waker: Waker,
+    reply: oneshot::Sender<Result<(), Error>>,
 }
 
 impl Writing {
-    /// Hands over what there is room for; true if nothing more is to be waited for.
-    pub(super) fn push(&mut self, proto: &mut Connection, id: StreamId) -> bool {
-        while self.result.is_none() {
-            // Leaves what was not taken behind in its argument.
-            match proto
-                .send_stream(id)
-                .write_chunks(std::slice::from_mut(&mut self.rest))
-            {
-                Ok(_) if self.rest.is_empty() => self.result = Some(Ok(())),
-                Ok(_) => {}
-                Err(WriteError::Blocked) => return false,
-                Err(error) => self.result = Some(Err(error)),
-            }
+    /// Hands over what there is room for; returns what has to wait for more.
+    pub(super) fn push(mut self, proto: &mut Connection, id: StreamId) -> Option<Self> {
+        if self.reply.is_closed() {
+            // Abandoned.
+            return None;
         }
-        true
+        let result = loop {
+            // Leaves what was not taken behind in its argument.
+            let rest = std::slice::from_mut(&mut self.rest);
+            match proto.send_stream(id).write_chunks(rest) {
+                Ok(_) if self.rest.is_empty() => break Ok(()),
+                Ok(_) => {}
+                Err(WriteError::Blocked) => return Some(self),
+                Err(WriteError::Stopped(_)) => break Err(Error::StreamStopped),
+                Err(WriteError::ClosedStream) => break Err(Error::StreamClosed),
+            }
+        };
+        self.end(result);
+        None
     }
 
-    pub(super) fn end(&mut self, result: Result<(), WriteError>) {
-        self.result.get_or_insert(result);
+    pub(super) fn end(self, result: Result<(), Error>) {
+        // The writer may have lost interest.
+        let _ = self.reply.send(result);
     }
 }
 
@@ -243,104 +236,54 @@ impl Writing {
 pub(crate) struct SendStream {
     connection: Arc<Shared>,
     id: StreamId,
-}
-
-impl Drop for SendStream {
-    fn drop(&mut self) {
-        self.connection.state.lock().deliveries.remove(&self.id);
-    }
-}
-
-/// Takes a write out that is abandoned.
-struct Unwrite<'a>(&'a SendStream);
-
-impl Drop for Unwrite<'_> {
-    fn drop(&mut self) {
-        self.0.connection.state.lock().writings.remove(&self.0.id);
-    }
+    is_ended: bool,
 }
 
 impl SendStream {
     pub(super) fn new(connection: Arc<Shared>, id: StreamId) -> Self {
-        Self { connection, id }
+        Self {
+            connection,
+            id,
+            is_ended: false,
+        }
     }
 
     pub(crate) async fn write(&mut self, bytes: Bytes) -> Result<(), Error> {
-        let mut bytes = Some(bytes);
-        let this = &*self;
-        let _unwrite = Unwrite(this);
-        poll_fn(|cx| this.poll_write(cx, &mut bytes)).await
+        let (reply, written) = oneshot::channel();
+        let writing = Writing { rest: bytes, reply };
+        self.answer(Wish::Write(self.id, writing), written).await
     }
 
-    fn poll_write(
+    /// Leaves a wish and waits for its answer.
+    async fn answer(
         &self,
-        cx: &mut Context<'_>,
-        bytes: &mut Option<Bytes>,
-    ) -> Poll<Result<(), Error>> {
-        let mut guard = self.connection.state.lock();
-        let state = &mut *guard;
-        if let Some(bytes) = bytes.take() {
-            let mut writing = Writing {
-                rest: bytes,
-                result: None,
-                waker: cx.waker().clone(),
-            };
-            writing.push(&mut state.proto, self.id);
-            state.writings.insert(self.id, writing);
-            self.connection.ask_to_look(state);
-        }
-        let Some(writing) = state.writings.get_mut(&self.id) else {
-            return Poll::Ready(Err(Error::StreamClosed));
-        };
-        match (&writing.result, &state.error) {
-            (Some(Ok(())), _) => Poll::Ready(Ok(())),
-            (Some(Err(WriteError::Stopped(_))), _) => Poll::Ready(Err(Error::StreamStopped)),
-            (_, Some(error)) => Poll::Ready(Err(connection_error(error.clone()))),
-            (Some(Err(_)), None) => Poll::Ready(Err(Error::StreamClosed)),
-            (None, None) => {
-                writing.waker.clone_from(cx.waker());
-                Poll::Pending
-            }
-        }
+        wish: Wish,
+        answer: oneshot::Receiver<Result<(), Error>>,
+    ) -> Result<(), Error> {
+        self.connection.wish(wish);
+        // Nobody answers where another write or reset has taken the place of this one.
+        answer.await.unwrap_or(Err(Error::StreamClosed))
     }
 
     pub(crate) fn finish(&mut self) -> Result<(), Error> {
-        let mut state = self.connection.state.lock();
-        let finished = state.proto.send_stream(self.id).finish();
-        self.connection.ask_to_look(&mut state);
-        finished.map_err(|error| match error {
-            FinishError::Stopped(_) | FinishError::ClosedStream => Error::StreamClosed,
-        })
+        if std::mem::replace(&mut self.is_ended, true) {
+            return Err(Error::StreamClosed);
+        }
+        self.connection.wish(Wish::Finish(self.id));
+        Ok(())
     }
 
     pub(crate) fn reset(&mut self) {
-        let mut state = self.connection.state.lock();
-        // An error means that the stream is over already.
-        let _ = state.proto.send_stream(self.id).reset(CANCELLED);
-        self.connection.ask_to_look(&mut state);
+        self.is_ended = true;
+        self.connection.wish(Wish::Reset(self.id));
     }
 
     pub(crate) fn set_rank(&mut self, rank: i32) {
-        let mut state = self.connection.state.lock();
-        // An error means that the stream is over already.
-        let _ = state.proto.send_stream(self.id).set_priority(rank);
+        self.connection.wish(Wish::Rank(self.id, rank));
     }
 
     pub(crate) async fn delivered(&mut self) -> Result<(), Error> {
-        poll_fn(|cx| {
-            let mut guard = self.connection.state.lock();
-            let state = &mut *guard;
-            match (state.proto.send_stream(self.id).stopped(), &state.error) {
-                (Ok(Some(_)), _) => Poll::Ready(Err(Error::StreamStopped)),
-                // Forgotten: the peer has everything, or it was reset on this side.
-                (Err(_), _) => Poll::Ready(Ok(())),
-                (Ok(None), Some(error)) => Poll::Ready(Err(connection_error(error.clone()))),
-                (Ok(None), None) => {
-                    state.deliveries.insert(self.id, cx.waker().clone());
-                    Poll::Pending
-                }
-            }
-        })
-        .await
+        let (reply, delivered) = oneshot::channel();
+        self.answer(Wish::Deliver(self.id, reply), delivered).await
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use bytes::BytesMut;
@@ -278,9 +279,11 @@ impl Thread {
     }
 
     fn drive_one(&mut self, shared: &Shared) -> Turn {
+        // Before the wishes are read: what is wished from now on is seen in another turn.
+        shared.look_asked.store(false, Ordering::Release);
         let mut guard = shared.state.lock();
         let state = &mut *guard;
-        state.look_asked = false;
+        shared.fulfil_wishes(state);
         let mut calls = 0;
         loop {
             if state
@@ -298,6 +301,8 @@ impl Thread {
                 }
             }
             if state.proto.is_drained() {
+                // What was wished just before its end; what is wished from now on sees the end itself.
+                shared.fulfil_wishes(state);
                 return Turn::Over;
             }
             loop {
