@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,6 +15,7 @@ use pantala_quic::{Connection, DriverChoice, Endpoint, EndpointConfig, Limits};
 use pantala_wire::message::{self, refusal, request, response};
 use pantala_wire::tree::{check_group_digests, group_digests};
 use pantala_wire::{BlobDigest, Claim, GROUP_SIZE, NodeId, PieceIndex, PieceLayout, Priority};
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::task::JoinSet;
 
@@ -62,7 +64,8 @@ struct Seen {
     pieces: u64,
     hashed: u64,
     busy: u64,
-    stall: Duration,
+    /// The longest that a request waited between two groups, for the first included.
+    wait: Duration,
     errors: Vec<String>,
 }
 
@@ -72,8 +75,22 @@ impl Seen {
         self.pieces += other.pieces;
         self.hashed += other.hashed;
         self.busy += other.busy;
-        self.stall = self.stall.max(other.stall);
+        self.wait = self.wait.max(other.wait);
         self.errors.extend(other.errors);
+    }
+}
+
+/// When bytes came last for a peer, on any of its requests, and the longest that none did.
+#[derive(Debug)]
+struct Progress {
+    last: Instant,
+    stall: Duration,
+}
+
+impl Progress {
+    fn bytes_came(&mut self) {
+        self.stall = self.stall.max(self.last.elapsed());
+        self.last = Instant::now();
     }
 }
 
@@ -102,10 +119,20 @@ async fn load(arguments: &SoakArguments) -> Result<()> {
         let (connection, arguments) = (connection.clone(), arguments.clone());
         peers.spawn(async move {
             let mut requests = JoinSet::new();
+            let progress = Arc::new(Mutex::new(Progress {
+                last: Instant::now(),
+                stall: Duration::ZERO,
+            }));
             for index in 0..arguments.outstanding {
                 let noise = Noise::new((number * arguments.outstanding + index) as u64 + 1);
                 let connection = connection.clone();
-                requests.spawn(fetch_until(connection, arguments.blob, layout, noise, end));
+                let fetcher = Fetcher {
+                    connection,
+                    blob: arguments.blob,
+                    layout,
+                    progress: progress.clone(),
+                };
+                requests.spawn(async move { fetcher.fetch_until(noise, end).await });
             }
             let mut seen = Seen::default();
             while let Some(request) = requests.join_next().await {
@@ -114,13 +141,16 @@ async fn load(arguments: &SoakArguments) -> Result<()> {
                     ..Seen::default()
                 }));
             }
-            seen
+            let stall = progress.lock().stall;
+            (seen, stall)
         });
     }
+    let mut stall = Duration::ZERO;
     let mut whole = Seen::default();
     let mut by_peer = Vec::new();
     while let Some(seen) = peers.join_next().await {
-        let seen = seen?;
+        let (seen, of_peer) = seen?;
+        stall = stall.max(of_peer);
         by_peer.push(seen.bytes);
         whole.add(seen);
     }
@@ -137,7 +167,8 @@ async fn load(arguments: &SoakArguments) -> Result<()> {
             "hashed": whole.hashed,
             "busy": whole.busy,
             "errors": whole.errors.len(),
-            "stall_max_ms": whole.stall.as_secs_f64() * 1e3,
+            "stall_max_ms": stall.as_secs_f64() * 1e3,
+            "wait_max_ms": whole.wait.as_secs_f64() * 1e3,
             "peer_bytes_min": by_peer.iter().min(),
             "peer_bytes_max": by_peer.iter().max(),
         })
@@ -164,101 +195,105 @@ async fn connect(
     Ok((endpoint, connection))
 }
 
-async fn fetch_until(
+/// One of a peer's requests after the other.
+struct Fetcher {
     connection: Connection,
     blob: BlobDigest,
     layout: PieceLayout,
-    mut noise: Noise,
-    end: Instant,
-) -> Seen {
-    let mut seen = Seen::default();
-    while Instant::now() < end {
-        let piece = PieceIndex(noise.below(layout.piece_count().into()) as u32);
-        let hashed = noise.below(HASHED_ONE_IN) == 0;
-        match fetch(&connection, &blob, &layout, piece, hashed, &mut seen).await {
-            Ok(true) => {}
-            Ok(false) => {
-                seen.busy += 1;
-                tokio::time::sleep(BUSY_PAUSE).await;
-            }
-            Err(error) => {
-                seen.errors.push(format!("piece {}: {error:#}", piece.0));
-                if connection.is_closed() {
-                    break;
+    progress: Arc<Mutex<Progress>>,
+}
+
+impl Fetcher {
+    async fn fetch_until(&self, mut noise: Noise, end: Instant) -> Seen {
+        let mut seen = Seen::default();
+        while Instant::now() < end {
+            let piece = PieceIndex(noise.below(self.layout.piece_count().into()) as u32);
+            let hashed = noise.below(HASHED_ONE_IN) == 0;
+            match self.fetch(piece, hashed, &mut seen).await {
+                Ok(true) => {}
+                Ok(false) => {
+                    seen.busy += 1;
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                Err(error) => {
+                    seen.errors.push(format!("piece {}: {error:#}", piece.0));
+                    if self.connection.is_closed() {
+                        break;
+                    }
                 }
             }
         }
+        seen
     }
-    seen
-}
 
-/// Fetches a piece; false where the node was busy.
-async fn fetch(
-    connection: &Connection,
-    blob: &BlobDigest,
-    layout: &PieceLayout,
-    piece: PieceIndex,
-    hashed: bool,
-    seen: &mut Seen,
-) -> Result<bool> {
-    let mut last = Instant::now();
-    let (mut send, mut recv) = connection.open(Priority::Bulk).await?;
-    send.write_frame(&message::Request {
-        digest: blob.as_bytes().to_vec().into(),
-        kind: Some(request::Kind::Fetch(message::Fetch {
-            piece: piece.0,
-            first_group: 0,
-            group_count: 0,
-            priority: Priority::Bulk as u32,
-        })),
-    })
-    .await?;
-    send.finish()?;
-    let answer = recv.read_frame::<message::Response>().await?;
-    let head = match answer.and_then(|answer| answer.kind) {
-        Some(response::Kind::Piece(head)) => head,
-        Some(response::Kind::Refusal(no)) if no.reason() == refusal::Reason::Busy => {
-            return Ok(false);
-        }
-        other => bail!("the node answers {other:?}"),
-    };
-    let range = layout.piece_range(piece).context("no such piece")?;
-    ensure!(
-        u64::from(head.length) == range.len(),
-        "an answer of {} bytes",
-        head.length
-    );
-    let expected = if hashed {
-        let claim = Claim::try_from(head.claim.as_ref().context("no claim")?)?;
-        claim.verify(blob, piece)?;
-        Some(check_group_digests(
+    /// Fetches a piece; false where the node was busy.
+    async fn fetch(&self, piece: PieceIndex, hashed: bool, seen: &mut Seen) -> Result<bool> {
+        let Self {
+            connection,
+            blob,
             layout,
-            piece,
-            &head.group_digests,
-            &claim.piece_digest,
-        )?)
-    } else {
-        None
-    };
-    let mut offset = range.start();
-    while offset < range.end() {
-        let slices = recv.read_slices(READ_BYTES).await?;
-        let length: usize = slices.iter().map(Bytes::len).sum();
-        ensure!(length > 0, "the answer ended early, at {offset}");
-        seen.stall = seen.stall.max(last.elapsed());
-        last = Instant::now();
-        if let Some(expected) = &expected {
-            let group = ((offset - range.start()) / GROUP_SIZE) as usize;
-            let got = group_digests(offset, &slices.concat());
-            ensure!(
-                expected.get(group..group + got.len()) == Some(&got[..]),
-                "wrong bytes at {offset}"
-            );
+            progress,
+        } = self;
+        let mut last = Instant::now();
+        let (mut send, mut recv) = connection.open(Priority::Bulk).await?;
+        send.write_frame(&message::Request {
+            digest: blob.as_bytes().to_vec().into(),
+            kind: Some(request::Kind::Fetch(message::Fetch {
+                piece: piece.0,
+                first_group: 0,
+                group_count: 0,
+                priority: Priority::Bulk as u32,
+            })),
+        })
+        .await?;
+        send.finish()?;
+        let answer = recv.read_frame::<message::Response>().await?;
+        let head = match answer.and_then(|answer| answer.kind) {
+            Some(response::Kind::Piece(head)) => head,
+            Some(response::Kind::Refusal(no)) if no.reason() == refusal::Reason::Busy => {
+                return Ok(false);
+            }
+            other => bail!("the node answers {other:?}"),
+        };
+        let range = layout.piece_range(piece).context("no such piece")?;
+        ensure!(
+            u64::from(head.length) == range.len(),
+            "an answer of {} bytes",
+            head.length
+        );
+        let expected = if hashed {
+            let claim = Claim::try_from(head.claim.as_ref().context("no claim")?)?;
+            claim.verify(blob, piece)?;
+            Some(check_group_digests(
+                layout,
+                piece,
+                &head.group_digests,
+                &claim.piece_digest,
+            )?)
+        } else {
+            None
+        };
+        let mut offset = range.start();
+        while offset < range.end() {
+            let slices = recv.read_slices(READ_BYTES).await?;
+            let length: usize = slices.iter().map(Bytes::len).sum();
+            ensure!(length > 0, "the answer ended early, at {offset}");
+            seen.wait = seen.wait.max(last.elapsed());
+            last = Instant::now();
+            progress.lock().bytes_came();
+            if let Some(expected) = &expected {
+                let group = ((offset - range.start()) / GROUP_SIZE) as usize;
+                let got = group_digests(offset, &slices.concat());
+                ensure!(
+                    expected.get(group..group + got.len()) == Some(&got[..]),
+                    "wrong bytes at {offset}"
+                );
+            }
+            offset += length as u64;
+            seen.bytes += length as u64;
         }
-        offset += length as u64;
-        seen.bytes += length as u64;
+        seen.pieces += 1;
+        seen.hashed += u64::from(hashed);
+        Ok(true)
     }
-    seen.pieces += 1;
-    seen.hashed += u64::from(hashed);
-    Ok(true)
 }

@@ -76,6 +76,7 @@ struct Seen {
     busy: u64,
     errors: u64,
     stall_max_ms: f64,
+    wait_max_ms: f64,
     peer_bytes_min: u64,
     peer_bytes_max: u64,
 }
@@ -184,6 +185,7 @@ fn report(
     figures.set("soak_rss_peak_mib", peak);
     figures.set("soak_errors", seen.errors as f64);
     figures.set("soak_stall_max_ms", seen.stall_max_ms);
+    figures.set("soak_request_wait_max_ms", seen.wait_max_ms);
     figures.set("soak_busy_answers", seen.busy as f64);
     figures.set("soak_mib_per_s", mib(seen.bytes) / seen.seconds);
     figures.set(
@@ -196,7 +198,7 @@ fn report(
     );
     figures.set("soak_node_cpu_s_per_gib", cpu_s / gib);
     figures.note(format!(
-        "{} peers with {} requests of 1 MiB outstanding each, {} s; {} pieces arrived, {} of them hashed; memory: VmRSS less RssFile, medians of {LOOKS} looks from {} s and at the end; stall: the longest that any request waited between two groups of 64 KiB",
+        "{} peers with {} requests of 1 MiB outstanding each, {} s; {} pieces arrived, {} of them hashed; memory: VmRSS less RssFile, medians of {LOOKS} looks from {} s and at the end; stall: the longest that nothing came for a peer; wait: the longest that a request waited for its next 64 KiB",
         options.peers,
         options.outstanding,
         options.duration,
