@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
+use pantala_store::{Blob, Store, StoreConfig};
+use pantala_wire::{BlobDigest, ByteRange};
 use parking_lot::Mutex;
 
 /// Buffer of everything that only reads or writes through.
@@ -20,9 +22,16 @@ const SLICES_MAX: usize = 1024;
 /// What a server serves, from the page cache.
 #[derive(Debug, Clone)]
 pub(crate) struct Source {
-    file: Arc<File>,
     bytes: u64,
-    pool: Arc<Mutex<Vec<Vec<u8>>>>,
+    place: Place,
+}
+
+#[derive(Debug, Clone)]
+enum Place {
+    /// A file that is read into buffers, as programs on other stacks do.
+    File(Arc<File>, Arc<Mutex<Vec<Vec<u8>>>>),
+    /// A blob in Pantala's store, whose bytes are lent where they lie, as the node does.
+    Blob(Blob),
 }
 
 /// A buffer that goes back to where it came from.
@@ -51,8 +60,29 @@ impl Source {
         let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
         Ok(Self {
             bytes: file.metadata()?.len(),
-            file: Arc::new(file),
-            pool: Arc::default(),
+            place: Place::File(Arc::new(file), Arc::default()),
+        })
+    }
+
+    /// The file's bytes, in a store of this process's own beside it. It goes where the file goes: with
+    /// the harness's scratch directory.
+    pub(crate) fn stored(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+        let bytes = file.metadata()?.len();
+        let dir = path.with_extension(format!("store-{}", std::process::id()));
+        let store = Store::open(StoreConfig::new(dir, 2 * bytes))?;
+        let blob = store.create(&BlobDigest::new([7; 32]), bytes)?;
+        let mut buffer = vec![0; BUFFER_BYTES];
+        let mut offset = 0;
+        while offset < bytes {
+            let length = (bytes - offset).min(BUFFER_BYTES as u64) as usize;
+            file.read_exact_at(&mut buffer[..length], offset)?;
+            blob.write_groups(offset, &buffer[..length])?;
+            offset += length as u64;
+        }
+        Ok(Self {
+            bytes,
+            place: Place::Blob(blob),
         })
     }
 
@@ -65,21 +95,28 @@ impl Source {
             "asked for {length} bytes at {offset} of {}",
             self.bytes
         );
-        let mut bytes = self.pool.lock().pop().unwrap_or_default();
-        bytes.resize(length, 0);
-        self.file.read_exact_at(&mut bytes, offset)?;
-        Ok(Bytes::from_owner(Pooled {
-            bytes,
-            pool: self.pool.clone(),
-        }))
+        match &self.place {
+            Place::File(file, pool) => {
+                let mut bytes = pool.lock().pop().unwrap_or_default();
+                bytes.resize(length, 0);
+                file.read_exact_at(&mut bytes, offset)?;
+                let pool = pool.clone();
+                Ok(Bytes::from_owner(Pooled { bytes, pool }))
+            }
+            Place::Blob(blob) => {
+                let range = ByteRange::new(offset, offset + length as u64).context("no bytes")?;
+                blob.slice(range)?.context("stored and not readable")
+            }
+        }
     }
 
     /// Reads everything once, so that it lies in the page cache.
     pub(crate) fn warm(&self) -> Result<()> {
-        let mut buffer = vec![0; BUFFER_BYTES];
         let mut offset = 0;
         while offset < self.bytes {
-            offset += self.file.read_at(&mut buffer, offset)? as u64;
+            let length = (self.bytes - offset).min(BUFFER_BYTES as u64);
+            self.piece(offset, length as usize)?;
+            offset += length;
         }
         Ok(())
     }

@@ -92,7 +92,10 @@ fn runtime() -> io::Result<tokio::runtime::Runtime> {
 
 /// Serves until the harness hangs up.
 pub(crate) fn serve(arguments: &ServeArguments) -> Result<()> {
-    let source = Source::open(&arguments.file)?;
+    let source = match arguments.stack {
+        Stack::Ring | Stack::Tokio => Source::stored(&arguments.file)?,
+        _ => Source::open(&arguments.file)?,
+    };
     match arguments.stack {
         Stack::Ring | Stack::Tokio => {
             let runtime = runtime()?;
