@@ -26,7 +26,9 @@ pub trait Backend: Send + Sync + 'static {
     ) -> impl Future<Output = Result<UpstreamReply, BackendError>> + Send;
 
     /// Asks the registry whether this caller may read this blob of this repository, and its size.
-    /// A reply that refuses (401, 403, 404, 429...) is a verdict, not an error.
+    /// The answer is the registry's own, given to a request with this caller's credentials; where the
+    /// caller wants the whole blob, that may be the request that fetches it. A reply that refuses
+    /// (401, 403, 404, 429...) is a verdict, not an error.
     fn probe_blob(
         &self,
         request: BlobProbe,
@@ -90,6 +92,8 @@ pub struct BlobProbe {
     pub digest: BlobDigest,
     /// The caller's `Authorization`, marked sensitive.
     pub authorization: Option<HeaderValue>,
+    /// The caller goes on to read the blob from its start to its end, if it may, from whoever has it.
+    pub reads_all: bool,
 }
 
 /// The registry's answer to a [`BlobProbe`].

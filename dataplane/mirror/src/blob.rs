@@ -92,6 +92,14 @@ pub(crate) async fn serve<B: Backend>(
     Ok(response)
 }
 
+/// Whether a yes will be followed by the whole blob: no range of it, and no "unless it has changed".
+fn reads_all(ask: &Ask) -> bool {
+    let asks_for_less = [header::RANGE, header::IF_NONE_MATCH]
+        .iter()
+        .any(|name| ask.headers.contains_key(name));
+    !ask.is_head && ask.use_p2p && !asks_for_less
+}
+
 async fn probe<B: Backend>(
     shared: &Arc<Shared<B>>,
     ask: &Ask,
@@ -111,6 +119,7 @@ async fn probe<B: Backend>(
         repository: repository.clone(),
         digest,
         authorization,
+        reads_all: reads_all(ask),
     };
     let backend = shared.backend.clone();
     let asking = async move {

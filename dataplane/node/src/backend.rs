@@ -11,7 +11,7 @@ use pantala_mirror::{
 use pantala_source::{Credential, Reply, SourceError, Upstream};
 use pantala_wire::layout::BLOB_SIZE_MAX;
 
-use crate::engine::{DirectError, ReadError, ReadRequest, Shared, SourceAccess};
+use crate::engine::{DirectError, Opened, ReadError, ReadRequest, Shared, SourceAccess};
 use crate::metrics::{Origin, OutcomeLabel, RequestLabel};
 
 /// The node, as its mirror sees it.
@@ -101,6 +101,29 @@ fn refused(status: StatusCode, headers: HeaderMap) -> BlobVerdict {
     })
 }
 
+/// A refusal is a verdict; anything else says nothing of the caller's right.
+fn verdict_of(error: SourceError) -> Result<BlobVerdict, BackendError> {
+    match error {
+        SourceError::Refused {
+            status, headers, ..
+        } => Ok(refused(status, HeaderMap::clone(&headers))),
+        SourceError::NotFound { status, .. } => Ok(refused(status, HeaderMap::new())),
+        SourceError::RateLimited {
+            status,
+            retry_after,
+            ..
+        } => {
+            let mut headers = HeaderMap::new();
+            if let Some(after) = retry_after {
+                let seconds = HeaderValue::from(after.as_secs().max(1));
+                headers.insert(http::header::RETRY_AFTER, seconds);
+            }
+            Ok(refused(status, headers))
+        }
+        error => Err(source_error(&error)),
+    }
+}
+
 impl Backend for NodeBackend {
     async fn exchange(&self, request: UpstreamRequest) -> Result<UpstreamReply, BackendError> {
         let upstream = upstream(&request.upstream)?;
@@ -122,13 +145,23 @@ impl Backend for NodeBackend {
     }
 
     async fn probe_blob(&self, request: BlobProbe) -> Result<BlobVerdict, BackendError> {
-        let upstream = upstream(&request.upstream)?;
-        let credential = credential(request.authorization);
+        let access = SourceAccess {
+            upstream: upstream(&request.upstream)?,
+            repository: request.repository,
+            credential: credential(request.authorization),
+        };
+        if request.reads_all {
+            match self.shared.open_first(request.digest, access.clone()).await {
+                Opened::Sized(size_bytes) => return Ok(BlobVerdict::Readable { size_bytes }),
+                Opened::Refused(error) => return verdict_of(error),
+                Opened::Not => {}
+            }
+        }
         let probe = self.shared.source.probe_blob(
-            &upstream,
-            &request.repository,
+            &access.upstream,
+            &access.repository,
             &request.digest,
-            &credential,
+            &access.credential,
         );
         match probe.await {
             Ok(info) if info.size > BLOB_SIZE_MAX => Err(BackendError::new(
@@ -141,23 +174,7 @@ impl Backend for NodeBackend {
             Ok(info) => Ok(BlobVerdict::Readable {
                 size_bytes: info.size,
             }),
-            Err(SourceError::Refused {
-                status, headers, ..
-            }) => Ok(refused(status, HeaderMap::clone(&headers))),
-            Err(SourceError::NotFound { status, .. }) => Ok(refused(status, HeaderMap::new())),
-            Err(SourceError::RateLimited {
-                status,
-                retry_after,
-                ..
-            }) => {
-                let mut headers = HeaderMap::new();
-                if let Some(after) = retry_after {
-                    let seconds = HeaderValue::from(after.as_secs().max(1));
-                    headers.insert(http::header::RETRY_AFTER, seconds);
-                }
-                Ok(refused(status, headers))
-            }
-            Err(error) => Err(source_error(&error)),
+            Err(error) => verdict_of(error),
         }
     }
 

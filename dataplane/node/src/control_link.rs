@@ -1,12 +1,15 @@
 //! Between control and the downloads: commands go up, events come down to the task they are for.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pantala_control::core::message::RefusedReason;
 use pantala_control::{Command, ControlHandle, Event};
 use pantala_swarm::Input;
-use tokio::sync::mpsc;
+use pantala_wire::BlobDigest;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::Shared;
 
@@ -14,26 +17,64 @@ use crate::engine::Shared;
 /// for what it misses; the link must not stand still for it.
 const DELIVERY_PATIENCE: Duration = Duration::from_secs(1);
 
+/// How long control's answer to the question for an opening is waited for: many round trips in a
+/// cluster, and less than the round trip to the source that it may save.
+const OPENING_ANSWER_PATIENCE: Duration = Duration::from_millis(100);
+
 /// The way to control.
 #[derive(Clone)]
-pub struct ControlLink(ControlHandle);
+pub struct ControlLink {
+    handle: ControlHandle,
+    /// Who waits for an opening. Bounded by the engine, which asks once for a blob at a time.
+    openings: Arc<Mutex<HashMap<BlobDigest, oneshot::Sender<bool>>>>,
+}
 
 impl ControlLink {
     /// Over this client's session.
-    pub const fn new(handle: ControlHandle) -> Self {
-        Self(handle)
+    pub fn new(handle: ControlHandle) -> Self {
+        Self {
+            handle,
+            openings: Arc::default(),
+        }
+    }
+
+    /// Whether this node, and no other, may ask the source for the first bytes of a blob of unknown
+    /// size. A yes that comes too late is returned.
+    pub async fn ask_opening(&self, digest: BlobDigest) -> bool {
+        let (answer, mut granted) = oneshot::channel();
+        self.openings.lock().insert(digest, answer);
+        if self.handle.send(Command::AskOpening { digest }).is_err() {
+            self.openings.lock().remove(&digest);
+            return false;
+        }
+        match tokio::time::timeout(OPENING_ANSWER_PATIENCE, &mut granted).await {
+            Ok(granted) => granted.unwrap_or(false),
+            Err(_) => {
+                self.openings.lock().remove(&digest);
+                granted.close();
+                granted.try_recv().unwrap_or(false)
+            }
+        }
+    }
+
+    fn opening_answered(&self, digest: BlobDigest, granted: bool) {
+        let waiting = self.openings.lock().remove(&digest);
+        let is_heard = waiting.is_some_and(|waiting| waiting.send(granted).is_ok());
+        if granted && !is_heard {
+            self.send(Command::ReturnOpening { digest });
+        }
     }
 
     /// Whether control answers.
     pub fn is_connected(&self) -> bool {
-        self.0.is_connected()
+        self.handle.is_connected()
     }
 
     /// Says something to control. What cannot be said now needs no repeating: a download that
     /// waits for an answer goes on alone, and the next session begins with an announcement of all
     /// that is held and wanted.
     pub fn send(&self, command: Command) {
-        if let Err(unsent) = self.0.send(command) {
+        if let Err(unsent) = self.handle.send(command) {
             tracing::trace!(%unsent, "command not sent");
         }
     }
@@ -65,8 +106,11 @@ async fn deliver(event: Event, shared: &Arc<Shared>) {
             } else {
                 tracing::debug!(%reason, "control cannot be reached");
             }
+            // Nobody answers these any more.
+            shared.control.openings.lock().clear();
             shared.tell_all(Input::ControlDown).await;
         }
+        Event::Opening { digest, granted } => shared.control.opening_answered(digest, granted),
         Event::Parents { digest, peers } => {
             shared.peers.learn(&peers);
             let me = shared.identity.node_id();

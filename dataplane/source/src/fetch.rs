@@ -147,6 +147,8 @@ pub(crate) struct OpenBody {
     skip: u64,
     /// Bytes still announced.
     announced: u64,
+    /// Bytes that have been looked at and not been read yet.
+    peeked: Option<Bytes>,
 }
 
 impl OpenBody {
@@ -155,6 +157,22 @@ impl OpenBody {
             answer,
             skip: plan.skip,
             announced: plan.announced,
+            peeked: None,
+        }
+    }
+
+    /// The next bytes, which stay where they are.
+    pub(crate) async fn peek(&mut self, stall_timeout: Duration) -> Result<Bytes, SourceError> {
+        if let Some(bytes) = &self.peeked {
+            return Ok(bytes.clone());
+        }
+        match next_chunk(&mut self.answer, stall_timeout).await? {
+            Ok(Some(bytes)) => Ok(self.peeked.insert(bytes).clone()),
+            Ok(None) | Err(_) => Err(SourceError::Cut {
+                host: self.answer.host.clone(),
+                offset: 0,
+                end: self.announced,
+            }),
         }
     }
 }
@@ -253,7 +271,10 @@ impl Fetch {
         let Some(body) = self.open.as_mut() else {
             return Ok(Bytes::new());
         };
-        let chunk = next_chunk(&mut body.answer, self.inner.config.stall_timeout).await?;
+        let chunk = match body.peeked.take() {
+            Some(bytes) => Ok(Some(bytes)),
+            None => next_chunk(&mut body.answer, self.inner.config.stall_timeout).await?,
+        };
         let Ok(Some(mut bytes)) = chunk else {
             return Err(cut(&body.answer));
         };

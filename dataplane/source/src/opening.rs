@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::RANGE;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use pantala_wire::{BlobDigest, ByteRange};
@@ -29,6 +30,11 @@ impl OpenedBlob {
     /// The blob's size in bytes, as the origin states it.
     pub fn size(&self) -> u64 {
         self.subject.size
+    }
+
+    /// Some bytes of the blob's start, as soon as there are any. They come again with the body.
+    pub async fn peek(&mut self) -> Result<Bytes, SourceError> {
+        self.body.peek(self.inner.config.stall_timeout).await
     }
 
     /// Exactly the bytes before `end`, which lies within the blob: those that are on their way, and

@@ -164,6 +164,11 @@ impl Store {
         self.open_found(digest, None)
     }
 
+    /// Whether the store has anything of the blob.
+    pub fn contains(&self, digest: &BlobDigest) -> bool {
+        self.0.registry.lock().entries.contains_key(digest)
+    }
+
     /// Every blob of the store, in no order.
     pub fn list(&self) -> Vec<BlobSummary> {
         // Closing a blob takes the registry's lock: these must outlive the guard.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pantala_wire::{PieceIndex, PieceRun, PieceSet, Priority};
 
 use crate::Action;
+use crate::demand::Urgent;
 use crate::download::Download;
 use crate::lease::Ask;
 use crate::requests::Target;
@@ -148,7 +149,12 @@ impl Download {
         while self.requests.to_source_count(true) < self.config.source_fetches_max {
             let usable =
                 |piece: u32| self.leases.covers(piece, self.now) && self.needs_source(piece);
-            let urgent = self.demand.window().iter().find(|u| usable(u.piece));
+            let awaits = self.awaits_first_byte();
+            let mut window = self.demand.window().iter();
+            let urgent = window.find(|u| usable(u.piece) && (u.fresh || !awaits));
+            if urgent.is_none() && awaits {
+                return;
+            }
             let start = match urgent {
                 Some(urgent) => Some((urgent.piece, urgent.priority)),
                 None => (self.leases.pieces.keys())
@@ -164,6 +170,19 @@ impl Download {
                 .count() as u32;
             self.start_source(PieceRun { first, count }, true, priority);
         }
+    }
+
+    /// A reader has had no byte yet, and the source was asked for its first and has not answered. To ask
+    /// the source for more meanwhile would make that one wait longer.
+    fn awaits_first_byte(&self) -> bool {
+        let is_unanswered = |id| {
+            let request = self.requests.get(id);
+            request.is_some_and(|r| r.parent().is_none() && r.groups == 0)
+        };
+        self.demand
+            .window()
+            .iter()
+            .any(|u| u.fresh && self.requests.carriers(u.piece).any(is_unanswered))
     }
 
     fn start_source(&mut self, pieces: PieceRun, leased: bool, priority: Priority) {
@@ -183,6 +202,11 @@ impl Download {
     fn ask_lease(&mut self) {
         if !self.leases.up || self.requests.to_source_count(true) >= self.config.source_fetches_max
         {
+            return;
+        }
+        // Others may fetch at once what would only lie here.
+        let urges = |u: &Urgent| u.fresh && self.needs_source(u.piece);
+        if self.awaits_first_byte() && !self.demand.window().iter().any(urges) {
             return;
         }
         match self.leases.ask {

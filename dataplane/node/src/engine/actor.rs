@@ -11,9 +11,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use pantala_control::Command;
-use pantala_store::{Sha256Progress, Sha256Verdict, StoreError};
-use pantala_swarm::{Action, Download, FailReason, Input, RequestId};
-use pantala_wire::{NodeId, PieceIndex};
+use pantala_source::OpenedBlob;
+use pantala_store::{Sha256Progress, Sha256Proof, Sha256Verdict, StoreError};
+use pantala_swarm::{Action, Download, FailReason, Input, ReaderId, RequestId};
+use pantala_wire::{ByteRange, NodeId, PieceIndex, PieceRun, Priority};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 
@@ -26,7 +27,11 @@ use crate::metrics::OutcomeLabel;
 const LINGER: Duration = Duration::from_secs(30);
 /// Verified bytes between two steps of the running sha256: small enough that little is left to
 /// hash when the last piece arrives, large enough that a step is worth a thread switch.
-const HASH_STEP_BYTES: u64 = 16 << 20;
+const HASH_STEP_BYTES: u64 = 2 << 20;
+/// The reader that wants what came with the opening, whoever else reads.
+const OPENER: ReaderId = ReaderId(u64::MAX);
+/// How long the lease on it lasts until control has said so itself.
+const OPENING_LEASE: Duration = Duration::from_secs(30);
 /// Unflushed bytes after which pieces are made durable: what a crash can cost each download.
 const FLUSH_BYTES: u64 = 32 << 20;
 
@@ -97,6 +102,26 @@ impl Actor {
         }
     }
 
+    /// The same for a download whose first `run` of pieces the source is sending already.
+    pub(super) fn opened(shared: Arc<Shared>, task: Arc<Task>, run: PieceRun) -> Self {
+        let last = PieceIndex(run.range().end.saturating_sub(1));
+        let end = task.blob.layout().piece_range(last).map_or(0, |r| r.end());
+        let mut actor = Self::new(shared, task);
+        if let Some(range) = ByteRange::new(0, end) {
+            // Who asked for them reads them soon; they are paid for in any case.
+            actor.input(Input::Want {
+                reader: OPENER,
+                range,
+                priority: Priority::Client,
+            });
+            actor.input(Input::Lease {
+                pieces: run,
+                expires_in: OPENING_LEASE,
+            });
+        }
+        actor
+    }
+
     /// Runs until the download ends.
     pub(super) async fn run(mut self, mut events: mpsc::Receiver<TaskEvent>) {
         self.shared.open_at_control(&self.task.digest);
@@ -145,6 +170,7 @@ impl Actor {
                 match &input {
                     Input::Lease { pieces, .. } => self.task.leased.lock().insert_run(*pieces),
                     Input::PieceDone { piece, .. } => {
+                        self.task.head.lock().take();
                         self.task.leased.lock().remove(*piece);
                         self.hash_on();
                         self.flush_on();
@@ -152,6 +178,7 @@ impl Actor {
                     Input::RequestDone { request } | Input::RequestFailed { request, .. } => {
                         self.requests.remove(request);
                     }
+                    Input::PieceLost { .. } => self.task.verified.store(false, Ordering::Release),
                     Input::ParentGone { parent, .. } => {
                         self.subscriptions.remove(parent);
                     }
@@ -166,6 +193,7 @@ impl Actor {
             }
             TaskEvent::Hashed(hashed) => self.hashed(hashed),
             TaskEvent::Flushed => self.flushing = false,
+            TaskEvent::Sealed(sealed) => self.sealed(sealed),
         }
     }
 
@@ -202,10 +230,11 @@ impl Actor {
             }
             Ok(Sha256Verdict::Match(proof)) => {
                 self.hasher = Some(hasher);
-                match self.task.blob.mark_complete(proof) {
-                    Ok(()) => self.input(Input::Verified { ok: true }),
-                    Err(error) => self.store_failed(&error),
-                }
+                self.verify_wanted = false;
+                // Clients need not wait for the disk.
+                self.task.verified.store(true, Ordering::Release);
+                self.shared.board.ring(&self.task.digest);
+                self.seal(proof);
             }
             Ok(Sha256Verdict::Mismatch) => {
                 tracing::warn!(digest = %self.task.digest, "the whole blob's sha256 is wrong: asking the source for its pieces again");
@@ -221,6 +250,24 @@ impl Actor {
                 self.verify_wanted = false;
                 self.input(Input::PieceLost { piece });
             }
+            Err(error) => self.store_failed(&error),
+        }
+    }
+
+    fn seal(&mut self, proof: Sha256Proof) {
+        let task = Arc::clone(&self.task);
+        self.shells.spawn(async move {
+            let blob = task.blob.clone();
+            let sealed = super::blocking(move || blob.mark_complete(proof)).await;
+            task.tell(TaskEvent::Sealed(sealed)).await;
+        });
+    }
+
+    fn sealed(&mut self, sealed: Result<(), StoreError>) {
+        match sealed {
+            Ok(()) => self.input(Input::Verified { ok: true }),
+            // A piece was lost meanwhile: the machine fetches it and wants to verify again.
+            Err(StoreError::StaleProof(_)) if !self.task.verified.load(Ordering::Acquire) => {}
             Err(error) => self.store_failed(&error),
         }
     }
@@ -303,11 +350,13 @@ impl Actor {
             Action::FetchSource {
                 request, pieces, ..
             } => {
+                let opened = self.take_opened(pieces);
                 let shell = fetch_source::run(
                     Arc::clone(&self.shared),
                     Arc::clone(&self.task),
                     request,
                     pieces,
+                    opened,
                 );
                 let handle = self.shells.spawn(shell);
                 self.requests.insert(request, handle);
@@ -325,6 +374,7 @@ impl Actor {
                 });
             }
             Action::ReturnLease { pieces } => {
+                drop(self.take_opened(pieces));
                 let mut leased = self.task.leased.lock();
                 for piece in pieces.range() {
                     leased.remove(PieceIndex(piece));
@@ -348,6 +398,12 @@ impl Actor {
             }
             Action::Complete | Action::Fail { .. } => {}
         }
+    }
+
+    /// The bytes that came with the opening, if they belong to this run.
+    fn take_opened(&self, pieces: PieceRun) -> Option<OpenedBlob> {
+        let mut opened = self.task.opened.lock();
+        opened.take_if(|_| pieces.first == 0)
     }
 
     fn fetch(&mut self, ask: fetch_peer::PieceRequest) {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, StreamExt};
 use pantala_control::Command;
-use pantala_source::{BodyStream, SourceError};
+use pantala_source::{BodyStream, OpenedBlob, SourceError};
 use pantala_store::StoreError;
 use pantala_swarm::{Author, Failure, Input, RequestId};
 use pantala_wire::{ByteRange, GROUP_SIZE, PieceIndex, PieceRun};
@@ -18,6 +18,8 @@ use crate::metrics::{Origin, OutcomeLabel};
 /// Bytes collected before they are written at once; fewer if the source pauses, so that a reader
 /// does not wait for bytes that are here.
 const WRITE_SIZE: usize = 8 * GROUP_SIZE as usize;
+/// The same for the first: a reader waits for it.
+const FIRST_WRITE_SIZE: usize = GROUP_SIZE as usize;
 
 /// Why a fetch ended early.
 #[derive(Debug, thiserror::Error)]
@@ -32,17 +34,19 @@ enum FetchError {
     Short(u64),
 }
 
-/// Performs `Action::FetchSource` and reports its outcome to the task.
+/// Performs `Action::FetchSource` and reports its outcome to the task. `opened`: the blob's first bytes,
+/// which are on their way already, for a run that starts there.
 pub(super) async fn run(
     shared: Arc<Shared>,
     task: Arc<Task>,
     request: RequestId,
     pieces: PieceRun,
+    opened: Option<OpenedBlob>,
 ) {
     let started = std::time::Instant::now();
     let access = task.access();
     let result = match &access {
-        Some(access) => fetch(&shared, &task, request, pieces, access).await,
+        Some(access) => fetch(&shared, &task, request, pieces, access, opened).await,
         None => Err(FetchError::NoAccess),
     };
     let seconds = started.elapsed().as_secs_f64();
@@ -125,31 +129,49 @@ fn byte_range(task: &Task, pieces: PieceRun) -> Option<ByteRange> {
     ByteRange::new(first.start(), last.end())
 }
 
+async fn ask(
+    shared: &Shared,
+    task: &Task,
+    range: ByteRange,
+    access: &SourceAccess,
+) -> Result<BodyStream, SourceError> {
+    let size_bytes = task.blob.layout().blob_size();
+    shared
+        .source
+        .fetch_blob(
+            &access.upstream,
+            &access.repository,
+            &task.digest,
+            size_bytes,
+            range,
+            &access.credential,
+        )
+        .await
+}
+
 async fn fetch(
     shared: &Arc<Shared>,
     task: &Arc<Task>,
     request: RequestId,
     pieces: PieceRun,
     access: &SourceAccess,
+    opened: Option<OpenedBlob>,
 ) -> Result<(), FetchError> {
     let Some(range) = byte_range(task, pieces) else {
         return Ok(());
     };
-    let mut body: BodyStream = shared
-        .source
-        .fetch_blob(
-            &access.upstream,
-            &access.repository,
-            &task.digest,
-            task.blob.layout().blob_size(),
-            range,
-            &access.credential,
-        )
-        .await?;
+    let mut body = match opened.and_then(|opened| opened.into_body(range.end())) {
+        Some(body) => body,
+        None => ask(shared, task, range, access).await?,
+    };
     let mut offset = range.start();
     let mut buffer = BytesMut::with_capacity(WRITE_SIZE + GROUP_SIZE as usize);
     loop {
-        let (next, ended) = collect(&mut body, &mut buffer, range.end() - offset).await?;
+        let most = match offset == range.start() {
+            true => FIRST_WRITE_SIZE,
+            false => WRITE_SIZE,
+        };
+        let (next, ended) = collect(&mut body, &mut buffer, range.end() - offset, most).await?;
         if !next.is_empty() {
             let len = next.len() as u64;
             let groups = (offset + len - range.start()).div_ceil(GROUP_SIZE) as u32;
@@ -171,6 +193,7 @@ async fn collect(
     body: &mut BodyStream,
     buffer: &mut BytesMut,
     remaining: u64,
+    most: usize,
 ) -> Result<(Bytes, bool), SourceError> {
     let group = GROUP_SIZE as usize;
     let mut ended = false;
@@ -180,7 +203,11 @@ async fn collect(
         } else {
             buffer.len() / group * group
         };
-        if whole >= WRITE_SIZE || (whole > 0 && whole as u64 == remaining) || ended {
+        let whole = match whole > most && whole as u64 != remaining {
+            true => most,
+            false => whole,
+        };
+        if whole >= most || (whole > 0 && whole as u64 == remaining) || ended {
             return Ok((buffer.split_to(whole).freeze(), ended));
         }
         let next = if whole > 0 {

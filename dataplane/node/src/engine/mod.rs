@@ -10,6 +10,7 @@ mod board;
 mod direct;
 mod fetch_peer;
 mod fetch_source;
+mod opening;
 mod reader;
 mod recheck;
 mod subscribe;
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
+use futures_util::StreamExt;
 use pantala_control::{Command, Identity, TaskReport};
 use pantala_source::{Source, SourceError};
 use pantala_store::{Blob, Store, StoreError};
@@ -30,7 +31,8 @@ use parking_lot::Mutex;
 
 pub use board::Board;
 pub use direct::{DirectError, DirectStream};
-pub use reader::{ReadError, ReadRequest};
+pub use opening::Opened;
+pub use reader::{ReadError, ReadRequest, ReadStream};
 pub use task::{SourceAccess, Task, TaskState, TaskSummary};
 
 use crate::control_link::ControlLink;
@@ -50,7 +52,12 @@ const ENDED_SHOWN_MAX: usize = 256;
 ///
 /// A panic in `work` goes on in the caller: it is a bug, and must not pass for an answer.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
+    joined(tokio::task::spawn_blocking(work)).await
+}
+
+/// What became of work on a thread that may block.
+pub(crate) async fn joined<T>(work: tokio::task::JoinHandle<T>) -> T {
+    match work.await {
         Ok(value) => value,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => std::panic::resume_unwind(panic),
@@ -95,6 +102,7 @@ pub struct Shared {
     /// The bounds of each download.
     pub download: DownloadConfig,
     tasks: Mutex<HashMap<BlobDigest, Arc<Task>>>,
+    starts: Arc<opening::Starts>,
     ended: Mutex<VecDeque<TaskSummary>>,
     /// The last used first.
     warm: Mutex<VecDeque<Blob>>,
@@ -122,6 +130,7 @@ impl Shared {
             board,
             download: DownloadConfig::default(),
             tasks: Mutex::default(),
+            starts: Arc::default(),
             ended: Mutex::default(),
             warm: Mutex::default(),
         })
@@ -137,6 +146,11 @@ impl Shared {
         size_bytes: u64,
         access: Option<SourceAccess>,
     ) -> Result<Arc<Task>, StoreError> {
+        // Whoever opens the blob at this moment makes a task of it: then that is joined.
+        let _starting = match self.is_running(&digest) {
+            true => None,
+            false => self.starts.join(digest).await,
+        };
         let running = self.tasks.lock().get(&digest).cloned();
         if let Some(task) = running {
             let stored_bytes = task.blob.layout().blob_size();
@@ -180,6 +194,10 @@ impl Shared {
         Ok(winner)
     }
 
+    fn is_running(&self, digest: &BlobDigest) -> bool {
+        self.tasks.lock().contains_key(digest)
+    }
+
     /// Opens or creates a blob, and keeps it open for the next use.
     fn open_blob(&self, digest: &BlobDigest, size_bytes: u64) -> Result<Blob, StoreError> {
         let blob = match self.store.create(digest, size_bytes) {
@@ -209,16 +227,41 @@ impl Shared {
         digest: BlobDigest,
         size_bytes: u64,
         request: ReadRequest,
-    ) -> Result<impl Stream<Item = Result<Bytes, ReadError>> + Send + use<>, StoreError> {
+    ) -> Result<ReadStream, StoreError> {
+        let is_whole = request.range.len() == size_bytes;
+        if is_whole && let Some(head) = self.starts.head(&digest) {
+            return Ok(self.headed(digest, size_bytes, request, head));
+        }
         let task = self
             .join(digest, size_bytes, request.access.clone())
             .await?;
         // Who reads the whole blob wants the rest of it soon; who reads a part may want no more.
-        if request.range.len() == size_bytes && task.state() == TaskState::Running {
+        if is_whole && task.state() == TaskState::Running {
+            let head = task.head.lock().clone();
+            if let Some(head) = head.filter(|_| task.blob.readable_from(0) == 0) {
+                return Ok(self.headed(digest, size_bytes, request, head));
+            }
             let priority = Priority::Bulk;
             task.input(Input::FetchAll { priority }).await;
         }
-        Ok(reader::Reader::new(Arc::clone(self), task, request).into_stream())
+        let reader = reader::Reader::new(Arc::clone(self), task, request);
+        Ok(Box::pin(reader.into_stream()))
+    }
+
+    /// A whole blob whose first bytes are in memory: these at once, the rest from its task.
+    fn headed(
+        self: &Arc<Self>,
+        digest: BlobDigest,
+        size_bytes: u64,
+        request: ReadRequest,
+        head: Bytes,
+    ) -> ReadStream {
+        let head_bytes = head.len() as u64;
+        self.metrics.client_sent.inc_by(head_bytes);
+        let shared = Arc::clone(self);
+        let rest = shared.read_on(digest, size_bytes, request, head_bytes);
+        let rest = futures_util::stream::once(rest).flatten();
+        Box::pin(futures_util::stream::iter([Ok(head)]).chain(rest))
     }
 
     /// Downloads the whole blob though nobody reads it now; returns when that has ended.

@@ -1,5 +1,6 @@
 //! A client's way through a blob: bytes as soon as they are here, in order, never wrong ones.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -21,7 +22,7 @@ use crate::metrics::Origin;
 const READ_SIZE_MAX: u64 = 4 * GROUP_SIZE;
 /// The end of a whole-blob read that is kept back until the blob's sha256 is verified, so that no
 /// client ever receives a whole wrong blob.
-const HELD_BACK: u64 = GROUP_SIZE;
+pub(super) const HELD_BACK: u64 = GROUP_SIZE;
 /// Pieces read between two words to the download of where the reader is: a part of its window.
 const ANNOUNCE_PIECES: u64 = 8;
 /// Times that a reader goes back to the engine after a task ended under it (parked, or a piece
@@ -55,6 +56,9 @@ pub enum ReadError {
     #[error("the download of {0} was interrupted too often")]
     Interrupted(pantala_wire::BlobDigest),
 }
+
+/// The bytes of a blob, in order, as they arrive; ends after an error.
+pub type ReadStream = Pin<Box<dyn Stream<Item = Result<Bytes, ReadError>> + Send>>;
 
 /// What a reader is after.
 #[derive(Clone)]
@@ -112,6 +116,20 @@ impl Reader {
             direct: None,
             waited: false,
         }
+    }
+
+    /// A reader that has been given the first `position` bytes already, before the task was there.
+    pub(super) fn resumed(
+        shared: Arc<Shared>,
+        task: Arc<Task>,
+        request: ReadRequest,
+        position: u64,
+    ) -> Self {
+        let mut reader = Self::new(shared, task, request);
+        reader.position = position;
+        // Whatever was ever replaced may be what it was given.
+        reader.replaced = 0;
+        reader
     }
 
     /// The bytes, in chunks of up to 256 KiB; ends after an error.
@@ -174,7 +192,8 @@ impl Reader {
             .min(self.request.range.end());
         let whole = self.request.range.start() == 0
             && self.request.range.end() == blob.layout().blob_size();
-        if whole && *state != TaskState::Complete && !blob.is_complete() {
+        let is_verified = self.task.verified.load(Ordering::Acquire) || blob.is_complete();
+        if whole && *state != TaskState::Complete && !is_verified {
             end = end.min(self.request.range.end().saturating_sub(HELD_BACK));
         }
         end.saturating_sub(self.position).min(READ_SIZE_MAX)

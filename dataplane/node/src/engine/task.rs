@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use bytes::Bytes;
 use pantala_control::TaskReport;
-use pantala_source::{Credential, Upstream};
-use pantala_store::Blob;
+use pantala_source::{Credential, OpenedBlob, Upstream};
+use pantala_store::{Blob, StoreError};
 use pantala_swarm::Input;
 use pantala_wire::name::RepositoryName;
 use pantala_wire::{BlobDigest, NodeId, PieceIndex, PieceSet};
@@ -73,6 +74,8 @@ pub enum TaskEvent {
     Hashed(super::actor::Hashed),
     /// Pieces have been made durable.
     Flushed,
+    /// The blob has been marked complete, durably, or could not be.
+    Sealed(Result<(), StoreError>),
     /// A caller showed another way to the source.
     Access(SourceAccess),
 }
@@ -86,12 +89,19 @@ pub struct Task {
     pub(super) events: mpsc::Sender<TaskEvent>,
     pub(super) state: watch::Sender<TaskState>,
     pub(super) accesses: Mutex<Vec<SourceAccess>>,
+    /// The first bytes that the source is sending already, until they are fetched.
+    pub(super) opened: Mutex<Option<OpenedBlob>>,
+    /// The same bytes' beginning, for readers, until it is stored.
+    pub(super) head: Mutex<Option<Bytes>>,
     /// Pieces that control leased to this node and that are not held yet.
     pub(super) leased: Mutex<PieceSet>,
     /// Which peer sent a piece, to be named if its claim turns out to be false.
     pub(super) relayers: Mutex<HashMap<PieceIndex, NodeId>>,
     pub(super) readers: AtomicU64,
     pub(super) next_reader: AtomicU64,
+    /// The whole blob's sha256 is right, though that may not be on the disk yet: its last bytes may be
+    /// handed on.
+    pub(super) verified: AtomicBool,
     /// The whole blob's sha256 was wrong: until the wrong piece is found, nobody is given more.
     pub(super) suspect: AtomicBool,
     /// Pieces that were replaced because they were wrong: who read before has wrong bytes, perhaps.
@@ -113,6 +123,8 @@ impl Task {
         let task = Arc::new(Self {
             digest,
             blob,
+            opened: Mutex::default(),
+            head: Mutex::default(),
             leased: Mutex::new(PieceSet::empty(piece_count)),
             relayers: Mutex::default(),
             events,
@@ -120,6 +132,7 @@ impl Task {
             accesses: Mutex::new(access.into_iter().collect()),
             readers: AtomicU64::new(0),
             next_reader: AtomicU64::new(0),
+            verified: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
             replaced: AtomicU64::new(0),
             from_source: AtomicU64::new(0),

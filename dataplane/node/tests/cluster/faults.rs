@@ -7,6 +7,7 @@
 //! | registry cuts every body | right bytes: the transfer is resumed |
 //! | registry ignores Range | right bytes |
 //! | registry corrupts | no whole body; right bytes once it is well again |
+//! | registry corrupts, and cannot be asked which piece is wrong | no whole body, from nowhere; right bytes once it is well again |
 //! | a parent is killed or stalls in mid-transfer | right bytes |
 //! | a parent's disk rots | right bytes |
 //! | control is killed in mid-pull and comes back | right bytes; later pulls use peers again |
@@ -86,6 +87,37 @@ async fn a_corrupting_registry_never_makes_a_whole_wrong_body() {
         Err(error) => panic!("{error:?}"),
     }
     registry.state.corrupt.store(false, Ordering::SeqCst);
+    pull_whole(&node, &digest, &data).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_bytes_that_cannot_be_found_are_not_completed_from_the_registry() {
+    let root = tempfile::tempdir().unwrap();
+    let registry = Registry::start().await;
+    let node = Node::start(&root, "one", &registry, None).await;
+    let (data, digest) = super::blob(18, 3 << 20);
+    registry.add(&digest, data.clone());
+    // It sends a wrong piece, and will not say again what the pieces are; of the end of the blob, which
+    // a reader who was given the wrong piece still lacks, it gives the right bytes.
+    registry.state.corrupt.store(true, Ordering::SeqCst);
+    registry.state.refused_len.store(1 << 20, Ordering::SeqCst);
+    let pulled = tokio::time::timeout(PULL_MAX, pull(node.mirror, "team/app", &digest));
+    let well = async {
+        while registry.sent() < data.len() as u64 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        registry.state.corrupt.store(false, Ordering::SeqCst);
+    };
+    match tokio::join!(pulled, well).0.expect("no hang") {
+        Err(Failure::Cut(200, got)) => assert!(got < data.len()),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        registry.sent(),
+        data.len() as u64,
+        "nothing more was read for that client"
+    );
+    registry.state.refused_len.store(0, Ordering::SeqCst);
     pull_whole(&node, &digest, &data).await;
 }
 

@@ -10,6 +10,7 @@ mod client;
 mod faults;
 mod healthy;
 mod node;
+mod openings;
 mod registry;
 
 /// A blob's worth of bytes that no compressor or chance can confuse, from a seed.

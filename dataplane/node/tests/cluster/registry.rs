@@ -31,6 +31,13 @@ pub(crate) struct State {
     pub(crate) heads: AtomicUsize,
     /// Answer every request with this status; 0: none.
     pub(crate) status: AtomicUsize,
+    /// The same for `HEAD` and for `GET` alone.
+    pub(crate) head_status: AtomicUsize,
+    pub(crate) get_status: AtomicUsize,
+    /// State this size of every blob; 0: the right one.
+    pub(crate) stated_size: AtomicU64,
+    /// Answer 503 to ranges of exactly so many bytes.
+    pub(crate) refused_len: AtomicU64,
     /// Cut each body after so many bytes; 0: never.
     pub(crate) cut_after: AtomicUsize,
     /// Flip a bit of every body.
@@ -93,21 +100,29 @@ fn status(status: StatusCode) -> Response<Body> {
 }
 
 fn parse_range(value: &str, size: u64) -> Option<(u64, u64)> {
+    let last_byte = size.checked_sub(1)?;
     let (first, last) = value.strip_prefix("bytes=")?.split_once('-')?;
     let first = first.parse().ok()?;
     let last = if last.is_empty() {
-        size - 1
+        last_byte
     } else {
         last.parse().ok()?
     };
-    Some((first, last.min(size - 1) + 1))
+    Some((first, last.min(last_byte) + 1))
 }
 
 async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Response<Body> {
     if state.silent.load(Ordering::SeqCst) {
         return std::future::pending().await;
     }
-    let forced = state.status.load(Ordering::SeqCst);
+    let of_method = match *request.method() {
+        Method::HEAD => &state.head_status,
+        _ => &state.get_status,
+    };
+    let forced = state
+        .status
+        .load(Ordering::SeqCst)
+        .max(of_method.load(Ordering::SeqCst));
     if forced != 0 {
         return status(StatusCode::from_u16(forced as u16).unwrap());
     }
@@ -140,17 +155,27 @@ async fn answer(state: &Arc<State>, request: Request<Incoming>) -> Response<Body
         .filter(|_| !state.ignore_range.load(Ordering::SeqCst))
         .and_then(|value| parse_range(value.to_str().ok()?, size));
     let (start, end) = range.unwrap_or((0, size));
+    let refused_len = state.refused_len.load(Ordering::SeqCst);
+    if range.is_some() && refused_len > 0 && end - start == refused_len {
+        return status(StatusCode::SERVICE_UNAVAILABLE);
+    }
+    let stated = match state.stated_size.load(Ordering::SeqCst) {
+        0 => size,
+        stated => stated,
+    };
+    let is_head = request.method() == Method::HEAD;
+    let length = if is_head { stated } else { end - start };
     let mut response = Response::builder()
-        .header(header::CONTENT_LENGTH, end - start)
+        .header(header::CONTENT_LENGTH, length)
         .header(header::ACCEPT_RANGES, "bytes")
         .header("Docker-Content-Digest", &digest);
     if range.is_some() {
         response = response.status(StatusCode::PARTIAL_CONTENT).header(
             header::CONTENT_RANGE,
-            format!("bytes {start}-{}/{size}", end - 1),
+            format!("bytes {start}-{}/{stated}", end - 1),
         );
     }
-    if request.method() == Method::HEAD {
+    if is_head {
         state.heads.fetch_add(1, Ordering::SeqCst);
         return response.body(status(StatusCode::OK).into_body()).unwrap();
     }
