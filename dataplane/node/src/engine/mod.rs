@@ -67,20 +67,6 @@ pub(crate) async fn joined<T>(work: tokio::task::JoinHandle<T>) -> T {
     }
 }
 
-/// Reads up to `len` bytes at `offset` that are readable now. Blocks on the disk.
-pub(crate) fn read_bytes(blob: &Blob, offset: u64, len: u64) -> Result<Bytes, StoreError> {
-    let mut buffer = vec![0; len as usize];
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match blob.read_at(offset + filled as u64, &mut buffer[filled..])? {
-            0 => break,
-            read => filled += read,
-        }
-    }
-    buffer.truncate(filled);
-    Ok(buffer.into())
-}
-
 /// What all downloads of a node use.
 pub struct Shared {
     /// Blobs on disk.

@@ -11,15 +11,17 @@ use pantala_store::StoreError;
 use pantala_swarm::{Input, ReaderId};
 use pantala_wire::{ByteRange, GROUP_SIZE, PieceIndex, Priority};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use super::Shared;
 use super::direct::{DirectError, DirectStream};
 use super::task::{Hold, SourceAccess, Task, TaskEvent, TaskState};
 use crate::metrics::Origin;
 
-/// Bytes handed on at once: several groups while they are here, so that a local hit costs few
-/// switches between threads.
-const READ_SIZE_MAX: u64 = 4 * GROUP_SIZE;
+/// Bytes handed on at once: enough that a local hit costs few switches between threads, and no memory,
+/// since they are lent where they lie in the page cache. A client that does not read keeps twice as
+/// much from being looked at again: what it is sending, and what comes next.
+const SLICE_BYTES_MAX: u64 = 2 << 20;
 /// The end of a whole-blob read that is kept back until the blob's sha256 is verified, so that no
 /// client ever receives a whole wrong blob.
 pub(super) const HELD_BACK: u64 = GROUP_SIZE;
@@ -85,8 +87,15 @@ pub(super) struct Reader {
     /// Replaced pieces of the task when this reader came.
     replaced: u64,
     direct: Option<DirectStream>,
+    ahead: Option<Ahead>,
     _hold: Hold,
     waited: bool,
+}
+
+/// The next bytes, made ready while those before them are sent.
+struct Ahead {
+    position: u64,
+    slice: JoinHandle<Result<Option<Bytes>, StoreError>>,
 }
 
 impl Drop for Reader {
@@ -114,6 +123,7 @@ impl Reader {
             request,
             reopens: 0,
             direct: None,
+            ahead: None,
             waited: false,
         }
     }
@@ -132,7 +142,7 @@ impl Reader {
         reader
     }
 
-    /// The bytes, in chunks of up to 256 KiB; ends after an error.
+    /// The bytes, in chunks of up to 2 MiB; ends after an error.
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<Bytes, ReadError>> + Send {
         futures_util::stream::unfold(Some(self), |reader| async {
             let mut reader = reader?;
@@ -163,14 +173,18 @@ impl Reader {
             let ready = self.ready(&state);
             if ready > 0 {
                 match self.read(ready).await {
+                    Ok(Some(chunk)) => {
+                        self.look_ahead();
+                        return Ok(Some(chunk));
+                    }
                     // Dropped between the look and the read.
-                    Ok(chunk) if chunk.is_empty() => {}
-                    Ok(chunk) => return Ok(Some(chunk)),
+                    Ok(None) => {}
                     Err(StoreError::Corrupt { piece, .. }) => self.lost(piece).await?,
                     Err(error) => return Err(error.into()),
                 }
                 continue;
             }
+            self.ahead = None;
             match state {
                 TaskState::Running => self.wait().await,
                 TaskState::Complete | TaskState::Parked => self.reopen().await?,
@@ -196,12 +210,25 @@ impl Reader {
         if whole && *state != TaskState::Complete && !is_verified {
             end = end.min(self.request.range.end().saturating_sub(HELD_BACK));
         }
-        end.saturating_sub(self.position).min(READ_SIZE_MAX)
+        end.saturating_sub(self.position).min(SLICE_BYTES_MAX)
     }
 
-    async fn read(&mut self, len: u64) -> Result<Bytes, StoreError> {
-        let (blob, position) = (self.task.blob.clone(), self.position);
-        let chunk = super::blocking(move || super::read_bytes(&blob, position, len)).await?;
+    /// The bytes from the position on, up to `len` of them, which are ready; `None` where they are not
+    /// readable any more.
+    async fn read(&mut self, len: u64) -> Result<Option<Bytes>, StoreError> {
+        let ahead = self.ahead.take();
+        let slice = match ahead.filter(|ahead| ahead.position == self.position) {
+            Some(ahead) => ahead.slice,
+            None => match self.slice(len) {
+                Some(slice) => slice,
+                None => return Ok(None),
+            },
+        };
+        let Some(mut chunk) = super::joined(slice).await? else {
+            return Ok(None);
+        };
+        // What was ready then may be more than is ready now: a piece came into doubt.
+        chunk.truncate(len as usize);
         self.position += chunk.len() as u64;
         if !self.waited {
             self.shared
@@ -210,7 +237,29 @@ impl Reader {
         }
         self.waited = false;
         self.shared.metrics.client_sent.inc_by(chunk.len() as u64);
-        Ok(chunk)
+        Ok(Some(chunk))
+    }
+
+    /// Has the bytes from the position on brought into memory and verified, on a thread that may block.
+    fn slice(&self, len: u64) -> Option<JoinHandle<Result<Option<Bytes>, StoreError>>> {
+        let range = ByteRange::new(self.position, self.position + len)?;
+        let blob = self.task.blob.clone();
+        Some(tokio::task::spawn_blocking(move || blob.slice(range)))
+    }
+
+    /// Makes the next bytes ready while the client is sent those before them. Whether they may be
+    /// handed on is judged when it comes to that.
+    fn look_ahead(&mut self) {
+        let state = self.state.borrow().clone();
+        let len = self.ready(&state);
+        if len < SLICE_BYTES_MAX && self.position + len < self.request.range.end() {
+            // They are just arriving: more of them at once is cheaper.
+            return;
+        }
+        self.ahead = self.slice(len).map(|slice| Ahead {
+            position: self.position,
+            slice,
+        });
     }
 
     /// What is wanted from the position on, where that has not been said from `pieces` pieces
