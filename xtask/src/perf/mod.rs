@@ -31,7 +31,7 @@ pub(crate) enum Benchmark {
     /// A cold pull's first byte through Pantala, and straight from the registry
     FirstByte(Options),
     /// A local hit, and nginx with sendfile serving the same file
-    Hit(Options),
+    Hit(hit::Options),
     /// The memory of a node that serves a large blob to three peers and a client
     Memory(Options),
     /// One peer to another, page cache to file, against what people would use instead
@@ -54,7 +54,7 @@ pub(crate) struct Options {
     /// Rounds, each of which measures both sides
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(5..=101))]
     rounds: u32,
-    /// Size of the blob in MiB [default: 8 for first-byte, 1024 for hit, 3072 for memory]
+    /// Size of the blob in MiB [default: 8 for first-byte, 3072 for memory]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=65_536))]
     size: Option<u64>,
     /// What `size` is where it is not given.
@@ -98,9 +98,8 @@ impl Benchmark {
 
     fn keep(&self) -> Option<&Keep> {
         match self {
-            Self::FirstByte(options) | Self::Hit(options) | Self::Memory(options) => {
-                Some(&options.keep)
-            }
+            Self::FirstByte(options) | Self::Memory(options) => Some(&options.keep),
+            Self::Hit(options) => Some(&options.keep),
             Self::Transfer(options) => Some(&options.keep),
             Self::Small(options) => Some(&options.keep),
             Self::Store(options) => Some(&options.keep),
@@ -112,7 +111,6 @@ impl Benchmark {
     fn set_default_size(&mut self) {
         match self {
             Self::FirstByte(options) => options.default_size_mib = 8,
-            Self::Hit(options) => options.default_size_mib = 1024,
             Self::Memory(options) => options.default_size_mib = 3072,
             _ => {}
         }
@@ -125,7 +123,7 @@ impl Benchmark {
             Self::FirstByte(options) => {
                 options.size_bytes() * 3 * u64::from(options.rounds + first_byte::WARM_UP_ROUNDS)
             }
-            Self::Hit(options) => options.size_bytes() * 3,
+            Self::Hit(options) => options.space_bytes(),
             Self::Memory(options) => options.size_bytes() * 6,
             Self::Transfer(options) => options.space_bytes(),
             Self::Small(options) => options.space_bytes(),

@@ -200,6 +200,26 @@ pub(crate) fn cpu_seconds(pid: u32) -> Result<f64> {
     stat_seconds(&format!("/proc/{pid}/stat"), 11)
 }
 
+/// The processes that `parent` has started and that run.
+pub(crate) fn children(parent: u32) -> Result<Vec<u32>> {
+    let mut children = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<u32>() else {
+            continue;
+        };
+        // One that has ended meanwhile is none.
+        let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
+            continue;
+        };
+        let after_name = stat.rsplit_once(") ").map(|(_, rest)| rest);
+        let its_parent = after_name.and_then(|rest| rest.split(' ').nth(1));
+        if its_parent.and_then(|id| id.parse().ok()) == Some(parent) {
+            children.push(pid);
+        }
+    }
+    Ok(children)
+}
+
 /// Seconds of processor time of all programs that this process has started and seen end.
 pub(crate) fn children_cpu_seconds() -> Result<f64> {
     stat_seconds("/proc/self/stat", 13)
