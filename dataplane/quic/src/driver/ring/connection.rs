@@ -237,7 +237,7 @@ impl Shared {
     /// Asks the thread, once, to look at what a task has changed.
     fn ask_to_look(&self) {
         if !self.look_asked.swap(true, Ordering::AcqRel)
-            && self.inbox.tell(Command::Look(self.handle)).is_err()
+            && !self.inbox.tell(Command::Look(self.handle))
         {
             // The thread is gone, and nobody holds the lock for long any more.
             self.fulfil_wishes(&mut self.state.lock());

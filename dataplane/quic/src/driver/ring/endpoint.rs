@@ -107,7 +107,7 @@ impl Endpoint {
         let next = self.0.next.fetch_add(1, Ordering::Relaxed) % self.0.inboxes.len();
         let (reply, connection) = oneshot::channel();
         let command = Command::Connect { address, reply };
-        if self.0.inboxes[next].tell(command).is_err() {
+        if !self.0.inboxes[next].tell(command) {
             return Err(Error::EndpointClosed);
         }
         let connection = connection.await.map_err(|_| Error::EndpointClosed)??;
@@ -144,7 +144,7 @@ impl Endpoint {
     pub(crate) fn close(&self, reason: CloseReason) {
         for (incoming, thread) in self.0.hall.close() {
             // A thread that is gone needs no telling.
-            let _ = self.0.inboxes[thread].tell(Command::Refuse(incoming));
+            self.0.inboxes[thread].tell(Command::Refuse(incoming));
         }
         for inbox in self.0.inboxes.iter() {
             inbox.close(reason);
@@ -211,7 +211,7 @@ impl Incoming {
     pub(crate) fn validate_address(mut self) {
         if let Some(proto) = self.proto.take() {
             // A thread that is gone answers nobody.
-            let _ = self.inbox.tell(Command::Retry(proto));
+            self.inbox.tell(Command::Retry(proto));
         }
     }
 
@@ -225,7 +225,7 @@ impl Incoming {
             return Err(Error::EndpointClosed);
         };
         let command = Command::Accept { incoming, reply };
-        if self.inbox.tell(command).is_err() {
+        if !self.inbox.tell(command) {
             return Err(Error::EndpointClosed);
         }
         let connection = connection.await.map_err(|_| Error::EndpointClosed)??;
@@ -237,7 +237,7 @@ impl Drop for Incoming {
     fn drop(&mut self) {
         if let Some(proto) = self.proto.take() {
             // A thread that is gone answers nobody.
-            let _ = self.inbox.tell(Command::Refuse(proto));
+            self.inbox.tell(Command::Refuse(proto));
         }
     }
 }

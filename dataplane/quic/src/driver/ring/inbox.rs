@@ -66,16 +66,16 @@ impl Inbox {
         }
     }
 
-    /// Leaves a command; gives it back where nobody will read it.
-    pub(super) fn tell(&self, command: Command) -> Result<(), Command> {
+    /// Leaves a command; false where nobody will read it.
+    pub(super) fn tell(&self, command: Command) -> bool {
         let mut letters = self.letters.lock();
         if letters.dead {
-            return Err(command);
+            return false;
         }
         letters.commands.push(command);
         drop(letters);
         self.waker.wake();
-        Ok(())
+        true
     }
 
     /// Hands a datagram on; false where there is no room.
@@ -153,15 +153,15 @@ impl Hall {
     }
 
     /// Shows a handshake to whoever accepts; gives it back where the endpoint is closed.
-    pub(super) fn show(&self, incoming: Incoming, thread: usize) -> Result<(), Incoming> {
+    pub(super) fn show(&self, incoming: Incoming, thread: usize) -> Option<Incoming> {
         let mut state = self.state.lock();
         if state.closed {
-            return Err(incoming);
+            return Some(incoming);
         }
         state.incoming.push_back((incoming, thread));
         drop(state);
         self.arrived.notify_one();
-        Ok(())
+        None
     }
 
     /// The next handshake; `Err` once the endpoint is closed.

@@ -9,6 +9,7 @@
 //! A thread ends when the endpoint is closed and the peers have been told, or a moment later; a panic in
 //! one ends its connections with an error, and what is asked of it from then on fails.
 
+mod batch;
 mod connection;
 mod endpoint;
 mod inbox;

@@ -48,7 +48,7 @@ impl Reading {
                         }
                         Ok(None) => self.end = Some(End::Finished),
                         Err(ReadError::Reset(_)) => {
-                            self.end = Some(End::Failed(Error::StreamReset))
+                            self.end = Some(End::Failed(Error::StreamReset));
                         }
                         Err(ReadError::Blocked) => return false,
                     }
@@ -89,7 +89,7 @@ impl Reading {
         let mut taken = Vec::new();
         let mut missing = bytes.min(self.bytes);
         let mut whole = 0;
-        while missing > 0 && !(self.any && !taken.is_empty()) {
+        while missing > 0 && (!self.any || taken.is_empty()) {
             let slice = &mut self.slices[whole];
             if slice.len() <= missing {
                 taken.push(std::mem::take(slice));

@@ -10,9 +10,10 @@ use pantala_uring::{Received, SendHead};
 use parking_lot::{ArcMutexGuard, RawMutex};
 use quinn_proto::{ConnectionHandle, DatagramEvent, EcnCodepoint, Transmit};
 
+use super::batch::{destination_id, next_connection};
 use super::connection::{Shared, State};
 use super::thread::Thread;
-use crate::driver::ids::{ID_BYTES, thread_of};
+use crate::driver::ids::thread_of;
 use crate::driver::setup::CALL_BYTES_MAX;
 
 /// Most datagrams that the kernel cuts one call into (UDP_MAX_SEGMENTS of older kernels).
@@ -112,24 +113,6 @@ enum Owner {
     Unknown,
 }
 
-/// Whether a datagram has a short header, and the connection ID that it is sent to.
-fn destination_id(datagram: &[u8]) -> (bool, Option<&[u8]>) {
-    match datagram {
-        [first, rest @ ..] if first & 0x80 == 0 => (true, rest.get(..ID_BYTES)),
-        [_, _, _, _, _, length, rest @ ..] => (false, rest.get(..usize::from(*length))),
-        _ => (false, None),
-    }
-}
-
-/// Where the first datagram begins that has another connection ID than those before it.
-fn next_connection(payload: &[u8], segment_bytes: usize) -> Option<usize> {
-    let segment_bytes = segment_bytes.max(1);
-    let first = destination_id(payload);
-    (segment_bytes..payload.len())
-        .step_by(segment_bytes)
-        .find(|at| destination_id(&payload[*at..]) != first)
-}
-
 impl Thread {
     /// Takes in what one receive brought: datagrams of one size, but perhaps the last, from one peer. The
     /// kernel merges by address and port, so those of several connections may be among them; one on the
@@ -148,7 +131,8 @@ impl Thread {
 
     /// Datagrams with one connection ID.
     fn take_connection(&mut self, received: Received) {
-        match self.owner(&received.payload) {
+        let first = received.payload.len().min(received.segment_bytes.max(1));
+        match self.owner(&received.payload[..first]) {
             Owner::Here => self.handle(received),
             // What finds no room is lost, like any datagram.
             Owner::Thread(thread) => {
@@ -162,8 +146,8 @@ impl Thread {
         self.handle(received);
     }
 
-    fn owner(&mut self, payload: &[u8]) -> Owner {
-        let (is_short, id) = destination_id(payload);
+    fn owner(&mut self, datagram: &[u8]) -> Owner {
+        let (is_short, id) = destination_id(datagram);
         let Some(id) = id else { return Owner::Here };
         if is_short && id == self.last_id {
             return Owner::Here;
@@ -234,7 +218,7 @@ impl Thread {
                 }
                 Some(DatagramEvent::NewConnection(incoming)) => {
                     current = None;
-                    if let Err(incoming) = self.hall.show(incoming, self.number) {
+                    if let Some(incoming) = self.hall.show(incoming, self.number) {
                         answer.reserve(ANSWER_BYTES);
                         let transmit = self.endpoint.refuse(incoming, &mut answer);
                         self.send_answer(&transmit, &answer);
@@ -356,29 +340,5 @@ pub(super) fn head(transmit: &Transmit) -> SendHead {
         segment_bytes: transmit
             .segment_size
             .and_then(|segment| u16::try_from(segment).ok()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn merged_datagrams_are_told_apart_by_their_connection_ids() {
-        let short = |id: u8| [&[0x40][..], &[id; 8], &[9; 11]].concat();
-        let long = |id: u8| [&[0xc0, 0, 0, 0, 1, 8][..], &[id; 8], &[9; 6]].concat();
-        for (payload, at) in [
-            ([short(1), short(1), short(1)].concat(), None),
-            ([short(1), short(1), short(2)].concat(), Some(40)),
-            ([short(1), short(2), short(1)].concat(), Some(20)),
-            ([long(1), long(1), short(1)].concat(), Some(40)),
-            ([long(1), long(2)].concat(), Some(20)),
-            // A last one that is cut off has no ID to go by.
-            ([&short(1)[..], &[0x40, 1, 1]].concat(), Some(20)),
-            (short(1), None),
-            (Vec::new(), None),
-        ] {
-            assert_eq!(next_connection(&payload, 20), at, "{payload:x?}");
-        }
     }
 }
