@@ -141,6 +141,7 @@ impl Benchmark {
         match self {
             Self::FirstByte(_) | Self::Hit(_) | Self::Memory(_) => &[NODE],
             Self::Transfer(_) | Self::Store(_) => &[PERF],
+            Self::Small(options) if !options.needs_nodes() => &[PERF],
             Self::Small(_) | Self::Soak(_) => &[PERF, NODE],
             Self::Profile(_) | Self::Ab(_) => &[],
         }

@@ -66,6 +66,11 @@ enum Part {
 }
 
 impl Options {
+    /// Whether whole nodes are measured, which are built for it.
+    pub(super) fn needs_nodes(&self) -> bool {
+        self.parts.contains(&Part::Nodes)
+    }
+
     pub(super) fn space_bytes(&self) -> u64 {
         // The file twice; the blob in the layout, the registry, a node and a cold node.
         (6 * self.size) << 20
@@ -82,7 +87,7 @@ pub(super) async fn measure(rig: &Rig, programs: &Programs, options: &Options) -
         peers(rig, options, &mut figures, &mut samples).await?;
     }
     report(&mut figures, &samples, "cpu_us_per_request");
-    if options.parts.contains(&Part::Nodes) {
+    if options.needs_nodes() {
         let (mut hits, mut colds) = (Samples::new(), Samples::new());
         nodes(rig, programs, options, &mut hits, &mut colds).await?;
         report(&mut figures, &hits, "client_cpu_us_per_request");

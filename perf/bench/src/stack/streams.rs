@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
@@ -14,6 +14,9 @@ use crate::file::Sink;
 use crate::latency::{Latencies, Noise};
 use crate::lead::Small;
 use crate::{FetchArguments, lead};
+
+/// Longest that a stream may take to open, or its next bytes to come.
+const STEP_MAX: Duration = Duration::from_secs(20);
 
 /// One end of a QUIC connection.
 pub(crate) trait Peer: Clone + Send + Sync + 'static {
@@ -80,12 +83,19 @@ impl<P: Peer> Client<P> {
     }
 }
 
+/// What `step` yields, unless the stack has lost it.
+async fn within<T>(what: &str, step: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::time::timeout(STEP_MAX, step)
+        .await
+        .with_context(|| format!("{what} has not ended within {STEP_MAX:?}"))?
+}
+
 /// Writes where blocking does no harm, as the node does.
 async fn fetch_piece<P: Peer>(peer: &P, sink: &Sink, request: Request) -> Result<u64> {
-    let mut answer = peer.ask(request).await?;
+    let mut answer = within("asking", peer.ask(request)).await?;
     let mut fetched = 0;
     while fetched < u64::from(request.length) {
-        let slices = P::read(&mut answer, WRITE_BYTES).await?;
+        let slices = within("reading", P::read(&mut answer, WRITE_BYTES)).await?;
         let length: usize = slices.iter().map(Bytes::len).sum();
         ensure!(length > 0, "the answer ended after {fetched} bytes");
         let (sink, offset) = (sink.clone(), request.offset + fetched);
@@ -126,8 +136,9 @@ impl<P: Peer> lead::Client for Client<P> {
                             length: small.length,
                         };
                         let start = Instant::now();
-                        let mut answer = peer.ask(request).await?;
-                        let slices = P::read(&mut answer, small.length as usize).await?;
+                        let mut answer = within("asking", peer.ask(request)).await?;
+                        let read = P::read(&mut answer, small.length as usize);
+                        let slices = within("reading", read).await?;
                         let length: usize = slices.iter().map(Bytes::len).sum();
                         ensure!(length == small.length as usize, "{length} bytes came");
                         took.push(start.elapsed());
