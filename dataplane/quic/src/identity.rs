@@ -121,9 +121,10 @@ fn reset_key(private_key: &[u8]) -> [u8; 32] {
     out
 }
 
-/// The provider with AES-128-GCM in front: a third of ChaCha20's cost on processors with AES instructions.
+/// AWS-LC, the fastest at packets of any size, with AES-128-GCM in front: a third of ChaCha20's cost on
+/// processors with AES instructions.
 fn provider() -> CryptoProvider {
-    let mut provider = rustls::crypto::ring::default_provider();
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
     provider
         .cipher_suites
         .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
