@@ -9,6 +9,7 @@
 mod client;
 mod faults;
 mod healthy;
+mod hits;
 mod node;
 mod openings;
 mod registry;

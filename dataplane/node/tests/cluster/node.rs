@@ -143,6 +143,17 @@ impl Node {
         (of("from_registry_bytes"), of("from_peer_bytes"))
     }
 
+    /// Memory of the process itself, without what it has mapped of files.
+    pub(crate) fn own_memory_bytes(&self) -> u64 {
+        let pid = self.child.as_ref().unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = line.unwrap().trim().trim_end_matches(" kB");
+        kib.parse::<u64>().unwrap() * 1024
+    }
+
     /// Where the node keeps a blob's bytes.
     pub(crate) fn blob_file(&self, digest: &str) -> PathBuf {
         let hex = digest.strip_prefix("sha256:").unwrap();
