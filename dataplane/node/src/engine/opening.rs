@@ -22,7 +22,7 @@ use pantala_swarm::Input;
 use pantala_wire::layout::BLOB_SIZE_MAX;
 use pantala_wire::{BlobDigest, GROUP_SIZE, PieceLayout, PieceRun, Priority};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::reader::{HELD_BACK, ReadError, ReadRequest, ReadStream, Reader};
@@ -36,6 +36,9 @@ const OPENINGS_MAX: usize = 64;
 /// How long a reader waits for the source's answer to somebody else, so that the download that begins
 /// with it is joined and not begun twice. As long as control keeps the opening for it.
 const OPENING_PATIENCE: Duration = Duration::from_millis(2500);
+
+/// How long the rest of a blob waits for its first bytes to be passed on: far more than that takes.
+const HEAD_PATIENCE: Duration = Duration::from_millis(10);
 
 /// What came of opening a blob.
 #[derive(Debug)]
@@ -57,6 +60,8 @@ enum Start {
         end: watch::Receiver<()>,
         /// The blob's first bytes, once they are there.
         head: Option<Bytes>,
+        /// Told when a reader has passed those on.
+        passed_on: Arc<Notify>,
     },
     /// So many readers know the size and are making the download.
     Joining(usize),
@@ -75,9 +80,17 @@ pub(super) struct Starting {
 }
 
 impl Starting {
-    fn lend(&self, bytes: &Bytes) {
-        if let Some(Start::Opening { head, .. }) = self.starts.0.lock().get_mut(&self.digest) {
-            *head = Some(bytes.clone());
+    /// Lends the first bytes to readers; who waits on what is returned learns that one has passed them
+    /// on.
+    fn lend(&self, bytes: Bytes) -> Option<Arc<Notify>> {
+        match self.starts.0.lock().get_mut(&self.digest)? {
+            Start::Opening {
+                head, passed_on, ..
+            } => {
+                *head = Some(bytes);
+                Some(Arc::clone(passed_on))
+            }
+            Start::Joining(_) => None,
         }
     }
 }
@@ -123,6 +136,13 @@ impl Starts {
         }
     }
 
+    /// A reader has passed the first bytes on.
+    fn passed_on(&self, digest: &BlobDigest) {
+        if let Some(Start::Opening { passed_on, .. }) = self.0.lock().get(digest) {
+            passed_on.notify_one();
+        }
+    }
+
     /// Begins to open, unless somebody is beginning anything with the blob.
     fn open(
         self: &Arc<Self>,
@@ -139,7 +159,13 @@ impl Starts {
             return None;
         }
         let (sender, end) = watch::channel(());
-        starts.insert(digest, Start::Opening { end, head: None });
+        let passed_on = Arc::new(Notify::new());
+        let opening = Start::Opening {
+            end,
+            head: None,
+            passed_on,
+        };
+        starts.insert(digest, opening);
         Some(Starting {
             starts: Arc::clone(self),
             digest,
@@ -199,16 +225,17 @@ impl Shared {
             }
         };
         let size_bytes = blob.size();
-        // Room is made while the first bytes travel.
-        let shared = Arc::clone(self);
-        let making = tokio::task::spawn_blocking(move || shared.open_blob(&digest, size_bytes));
         let head = head_of(&mut blob).await;
-        if let Some(head) = &head {
-            starting.lend(head);
-        }
+        let lent = head.clone().and_then(|head| starting.lend(head));
         let shared = Arc::clone(self);
         tokio::spawn(async move {
-            let made = super::joined(making).await;
+            // To write and hash what follows would take the processor from what passes these on. A
+            // caller that has gone away passes nothing on.
+            if let Some(passed_on) = lent {
+                drop(timeout(HEAD_PATIENCE, passed_on.notified()).await);
+            }
+            let making = Arc::clone(&shared);
+            let made = super::blocking(move || making.open_blob(&digest, size_bytes)).await;
             match made.and_then(|made| shared.begin(made, blob, head, access)) {
                 Ok(()) => granted.is_used = true,
                 // The caller's read meets the same failure, and goes past the store.
@@ -259,6 +286,7 @@ impl Shared {
         request: ReadRequest,
         head_bytes: u64,
     ) -> ReadStream {
+        self.starts.passed_on(&digest);
         let access = request.access.clone();
         let why = match self.join(digest, size_bytes, access.clone()).await {
             Ok(task) => {
@@ -347,7 +375,9 @@ mod tests {
     async fn a_join_waits_for_an_opening_and_an_opening_gives_way_to_a_join() {
         let starts = Arc::new(Starts::default());
         let opening = starts.open(DIGEST, || false).unwrap();
-        opening.lend(&Bytes::from_static(b"head"));
+        let passed_on = opening.lend(Bytes::from_static(b"head")).unwrap();
+        starts.passed_on(&DIGEST);
+        passed_on.notified().await;
         assert_eq!(starts.head(&DIGEST).as_deref(), Some(&b"head"[..]));
         assert!(starts.open(DIGEST, || false).is_none());
         let mut join = Box::pin(starts.join(DIGEST));
