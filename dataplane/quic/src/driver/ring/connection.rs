@@ -9,8 +9,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn_proto::{
-    ConnectionError, ConnectionHandle, ConnectionStats, Dir, Event, StreamEvent, StreamId,
-    TransportError, TransportErrorCode, VarInt,
+    ConnectionError, ConnectionHandle, ConnectionStats, Dir, Event, FinishError, StreamEvent,
+    StreamId, TransportError, TransportErrorCode, VarInt,
 };
 use rustls_pki_types::CertificateDer;
 use tokio::sync::{Notify, oneshot};
@@ -132,7 +132,11 @@ impl State {
                 proto.set_receive_window(VarInt::from_u64(bytes).unwrap_or(VarInt::MAX));
             }
             Wish::Finish(id) => {
-                let _ = proto.send_stream(id).finish();
+                if let Err(FinishError::Stopped(code)) = proto.send_stream(id).finish() {
+                    // The peer waits for an end all the same: a stream that has none is never forgotten,
+                    // and counts as open for as long as the connection lives.
+                    let _ = proto.send_stream(id).reset(code);
+                }
             }
             Wish::Reset(id) => {
                 let _ = proto.send_stream(id).reset(CANCELLED);
