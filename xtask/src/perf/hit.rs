@@ -26,7 +26,7 @@ const NAME: &str = "perf/hit";
 const PULL_MAX: Duration = Duration::from_secs(600);
 /// Many clients get a smaller blob each, so that a round takes seconds; large enough that starting curl
 /// is a small part of it.
-const CROWD_SHARE: u64 = 8;
+const CROWD_SHARE: u64 = 4;
 const GIB: f64 = (1_u64 << 30) as f64;
 
 /// Options of `cargo xtask perf hit`.
@@ -35,7 +35,7 @@ pub(crate) struct Options {
     /// Rounds, each of which measures both sides; one more warms up
     #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u32).range(5..=101))]
     rounds: u32,
-    /// Size of the blob in MiB; with more than one client, each gets one of an eighth of that
+    /// Size of the blob in MiB; with more than one client, each gets one of a quarter of that
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(8..=65_536))]
     size: u64,
     /// How many clients pull at the same time; several numbers are measured one after the other
