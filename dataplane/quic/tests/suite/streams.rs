@@ -386,3 +386,24 @@ async fn a_large_transfer_finds_the_paths_large_packets_and_arrives_intact() {
     assert!(stats.udp_payload_bytes > 8000, "{stats:?}");
     assert!(stats.lost_packets * 20 < stats.sent_packets, "{stats:?}");
 }
+
+/// A stream counts as open until both ends of it are over, whoever lost interest first.
+#[tokio::test]
+async fn streams_that_are_stopped_before_their_end_do_not_use_the_limit_up() {
+    let few = Limits {
+        streams_per_connection_max: 8,
+        ..limits()
+    };
+    let (here, there, _keep) = pair(few).await;
+    for _ in 0..40 {
+        let (mut ask, listen) = soon(here.open(Priority::Bulk)).await.unwrap();
+        ask.write_bytes(Bytes::from_static(b"?")).await.unwrap();
+        ask.finish().unwrap();
+        let (mut answer, mut asked) = soon(there.accept()).await.unwrap();
+        while soon(asked.read_chunk(10)).await.unwrap().is_some() {}
+        drop(listen);
+        assert_eq!(soon(answer.delivered()).await, Err(Error::StreamStopped));
+        // An error here only says that the peer has stopped.
+        let _ = answer.finish();
+    }
+}
