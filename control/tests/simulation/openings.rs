@@ -160,8 +160,8 @@ fn an_opening_that_ends_frees_the_beginning_and_wakes_who_waits() {
         cluster.core.tick(cluster.now, &mut out);
         out
     };
-    let ends: [&dyn Fn(&mut Cluster) -> Vec<(NodeId, ToNode)>; 3] =
-        [&returned, &expired, &departed];
+    type End<'a> = &'a dyn Fn(&mut Cluster) -> Vec<(NodeId, ToNode)>;
+    let ends: [End<'_>; 3] = [&returned, &expired, &departed];
     for (case, end) in ends.into_iter().enumerate() {
         let mut cluster = Cluster::new(2);
         assert!(cluster.ask_opening(0, blob(0)));
