@@ -354,13 +354,14 @@ fn opening_run(layout: &PieceLayout) -> PieceRun {
     }
 }
 
-/// Whether the registry has spoken on the caller's right.
+/// Whether the registry has spoken on the caller's right. One that asks for patience has not: the way
+/// that follows an opening is patient.
 fn is_verdict(error: &SourceError) -> bool {
     match error {
         SourceError::Refused { status, .. } => {
             matches!(*status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN)
         }
-        SourceError::NotFound { .. } | SourceError::RateLimited { .. } => true,
+        SourceError::NotFound { .. } => true,
         _ => false,
     }
 }
