@@ -3,6 +3,8 @@
 //! The kernel writes a batch behind a head of fixed size: lengths and flags, the sender's name, control messages. What is
 //! large enough goes to the reader as it is, without a copy, and another buffer takes its place. A *stub*, an empty
 //! handle to the same allocation, stays here: once all slices that a reader made are gone, it turns into a buffer again.
+//! The one that came free last is used first: it is the likeliest to be in the cache still. What a burst has added and
+//! nobody needed since goes back to the allocator.
 //!
 //! A slice pins its whole buffer. So what fills less than an eighth of one is copied; what fills less than half, once half
 //! of the `lent_max` buffers that readers may have are with them; and everything, once all of them are.
@@ -23,8 +25,10 @@ use crate::socket::control::{self, RECEIVE_BYTES as CONTROL_BYTES};
 const LENGTHS_BYTES: usize = 16;
 /// What stands in front of a payload.
 pub(crate) const HEAD_BYTES: usize = LENGTHS_BYTES + NAME_BYTES + CONTROL_BYTES;
-/// Stubs looked at for one that is free. They come free nearly in the order in which they were lent.
+/// Stubs looked at for some that are free. They come free nearly in the order in which they were lent.
 const STUBS_LOOKED_AT_MAX: usize = 4;
+/// Batches after which those buffers are freed that lay unused all the while.
+const TRIM_BATCHES: u32 = 1024;
 /// Stubs that room is made for at the start.
 const STUBS_AT_FIRST_MAX: usize = 4096;
 
@@ -40,6 +44,11 @@ pub(super) struct Buffers {
     /// By number: those that the kernel has.
     slots: Vec<Option<LentBuffer>>,
     stubs: VecDeque<BytesMut>,
+    /// Neither with the kernel nor with readers; the one that came free last is at the end.
+    free: Vec<BytesMut>,
+    /// Fewest of them since the last trimming, and batches since then.
+    free_min: usize,
+    trim_age: u32,
     /// Head and payload.
     buffer_bytes: usize,
     lent_max: usize,
@@ -56,6 +65,9 @@ impl Buffers {
         let mut buffers = Self {
             slots: (0..count).map(|_| None).collect(),
             stubs: VecDeque::with_capacity(lent_max.min(STUBS_AT_FIRST_MAX)),
+            free: Vec::new(),
+            free_min: 0,
+            trim_age: 0,
             buffer_bytes: HEAD_BYTES + payload_bytes,
             lent_max,
         };
@@ -161,11 +173,27 @@ impl Buffers {
         for _ in 0..self.stubs.len().min(STUBS_LOOKED_AT_MAX) {
             let mut stub = self.stubs.pop_front()?;
             if stub.try_reclaim(self.buffer_bytes) {
-                return Some(stub);
+                self.free.push(stub);
+            } else {
+                self.stubs.push_back(stub);
             }
-            self.stubs.push_back(stub);
         }
-        (self.stubs.len() < lent_max).then(|| BytesMut::with_capacity(self.buffer_bytes))
+        let unused = self.free.pop();
+        self.trim();
+        unused.or_else(|| {
+            (self.stubs.len() < lent_max).then(|| BytesMut::with_capacity(self.buffer_bytes))
+        })
+    }
+
+    /// Frees what no batch has needed for a while.
+    fn trim(&mut self) {
+        self.free_min = self.free_min.min(self.free.len());
+        self.trim_age += 1;
+        if self.trim_age >= TRIM_BATCHES {
+            self.free.drain(..self.free_min);
+            self.free_min = self.free.len();
+            self.trim_age = 0;
+        }
     }
 }
 

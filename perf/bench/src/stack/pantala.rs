@@ -1,6 +1,7 @@
 //! Pantala's own QUIC, on either driver, with the limits that a node has by default.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
@@ -80,32 +81,29 @@ async fn answer(mut send: SendStream, mut recv: RecvStream, source: Source) -> R
     Ok(())
 }
 
-/// A client's endpoint and its connection.
+/// A client's connection.
 #[derive(Clone)]
-pub(super) struct Peer {
-    endpoint: Endpoint,
-    connection: Connection,
-}
+pub(super) struct Peer(Connection);
 
 impl streams::Peer for Peer {
+    type Endpoint = Arc<Endpoint>;
     type Answer = RecvStream;
 
-    async fn connect(arguments: &FetchArguments) -> Result<Self> {
+    fn bind(arguments: &FetchArguments) -> Result<Arc<Endpoint>> {
         let any = match arguments.server {
             SocketAddr::V4(_) => SocketAddr::from(([0, 0, 0, 0], 0)),
             SocketAddr::V6(_) => SocketAddr::from(([0_u16; 8], 0)),
         };
-        let endpoint = bind(arguments.stack, any, &arguments.identities, CLIENT)?;
+        bind(arguments.stack, any, &arguments.identities, CLIENT).map(Arc::new)
+    }
+
+    async fn connect(endpoint: Arc<Endpoint>, arguments: &FetchArguments) -> Result<Self> {
         let server = identities::node_id(&arguments.identities, SERVER)?;
-        let connection = endpoint.connect(arguments.server, server).await?;
-        Ok(Self {
-            endpoint,
-            connection,
-        })
+        Ok(Self(endpoint.connect(arguments.server, server).await?))
     }
 
     async fn ask(&self, request: Request) -> Result<RecvStream> {
-        let (mut send, recv) = self.connection.open(Priority::Bulk).await?;
+        let (mut send, recv) = self.0.open(Priority::Bulk).await?;
         send.write_bytes(Bytes::copy_from_slice(&request.encode()))
             .await?;
         send.finish()?;
@@ -117,11 +115,10 @@ impl streams::Peer for Peer {
     }
 
     fn mtu(&self) -> u16 {
-        self.connection.stats().udp_payload_bytes
+        self.0.stats().udp_payload_bytes
     }
 
-    async fn close(self) {
-        drop(self.connection);
-        self.endpoint.close().await;
+    fn close(self) {
+        drop(self.0);
     }
 }

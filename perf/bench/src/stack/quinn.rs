@@ -97,31 +97,29 @@ fn client_config(dir: &Path) -> Result<ClientConfig> {
     Ok(config)
 }
 
-/// A client's endpoint and its connection.
+/// A client's connection.
 #[derive(Clone)]
-pub(super) struct Peer {
-    endpoint: Endpoint,
-    connection: Connection,
-}
+pub(super) struct Peer(Connection);
 
 impl streams::Peer for Peer {
+    type Endpoint = Endpoint;
     type Answer = RecvStream;
 
-    async fn connect(arguments: &FetchArguments) -> Result<Self> {
+    fn bind(arguments: &FetchArguments) -> Result<Endpoint> {
         ensure!(arguments.server.is_ipv4(), "the rig's networks are IPv4");
-        let endpoint = bind(SocketAddr::from(([0, 0, 0, 0], 0)), None)?;
+        bind(SocketAddr::from(([0, 0, 0, 0], 0)), None)
+    }
+
+    async fn connect(endpoint: Endpoint, arguments: &FetchArguments) -> Result<Self> {
         let config = client_config(&arguments.identities)?;
         let connection = endpoint
             .connect_with(config, arguments.server, SERVER_NAME)?
             .await?;
-        Ok(Self {
-            endpoint,
-            connection,
-        })
+        Ok(Self(connection))
     }
 
     async fn ask(&self, request: Request) -> Result<RecvStream> {
-        let (mut send, recv) = self.connection.open_bi().await?;
+        let (mut send, recv) = self.0.open_bi().await?;
         send.write_all(&request.encode()).await?;
         send.finish()?;
         Ok(recv)
@@ -140,11 +138,10 @@ impl streams::Peer for Peer {
     }
 
     fn mtu(&self) -> u16 {
-        self.connection.stats().path.current_mtu
+        self.0.stats().path.current_mtu
     }
 
-    async fn close(self) {
-        self.connection.close(VarInt::from_u32(0), b"");
-        self.endpoint.wait_idle().await;
+    fn close(self) {
+        self.0.close(VarInt::from_u32(0), b"");
     }
 }

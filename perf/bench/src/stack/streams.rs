@@ -20,11 +20,18 @@ const STEP_MAX: Duration = Duration::from_secs(20);
 
 /// One end of a QUIC connection.
 pub(crate) trait Peer: Clone + Send + Sync + 'static {
+    /// What connections are made from: there is one as long as the process lives.
+    type Endpoint: Clone;
     /// What an answer is read from.
     type Answer: Send;
 
+    /// Opens an endpoint, within a runtime.
+    fn bind(arguments: &FetchArguments) -> Result<Self::Endpoint>;
     /// Connects to the server that `arguments` name.
-    fn connect(arguments: &FetchArguments) -> impl Future<Output = Result<Self>> + Send;
+    fn connect(
+        endpoint: Self::Endpoint,
+        arguments: &FetchArguments,
+    ) -> impl Future<Output = Result<Self>> + Send;
     /// Sends `request` on a stream of its own.
     fn ask(&self, request: Request) -> impl Future<Output = Result<Self::Answer>> + Send;
     /// The next `bytes` bytes of the answer, less at its end, in the parts in which they were decrypted.
@@ -34,13 +41,14 @@ pub(crate) trait Peer: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Vec<Bytes>>> + Send;
     /// The path's largest UDP payload.
     fn mtu(&self) -> u16;
-    /// Ends the connection and what it lives on.
-    fn close(self) -> impl Future<Output = ()> + Send;
+    /// Ends the connection.
+    fn close(self);
 }
 
 /// A client that fetches a file by pieces.
-pub(crate) struct Client<P> {
+pub(crate) struct Client<P: Peer> {
     runtime: Runtime,
+    endpoint: P::Endpoint,
     arguments: FetchArguments,
     sink: Sink,
     peer: Option<P>,
@@ -48,8 +56,14 @@ pub(crate) struct Client<P> {
 
 impl<P: Peer> Client<P> {
     pub(crate) fn new(arguments: &FetchArguments) -> Result<Self> {
+        let runtime = super::runtime()?;
+        let endpoint = {
+            let _inside = runtime.enter();
+            P::bind(arguments)?
+        };
         Ok(Self {
-            runtime: super::runtime()?,
+            runtime,
+            endpoint,
             sink: Sink::open(&arguments.file, arguments.bytes)?,
             arguments: arguments.clone(),
             peer: None,
@@ -107,7 +121,9 @@ async fn fetch_piece<P: Peer>(peer: &P, sink: &Sink, request: Request) -> Result
 
 impl<P: Peer> lead::Client for Client<P> {
     fn connect(&mut self) -> Result<()> {
-        let peer = self.runtime.block_on(P::connect(&self.arguments))?;
+        let peer = self
+            .runtime
+            .block_on(P::connect(self.endpoint.clone(), &self.arguments))?;
         self.peer = Some(peer);
         let warm_up = WARM_UP_PIECES * u64::from(self.arguments.piece);
         self.fetch(warm_up.min(self.arguments.bytes))?;
@@ -160,7 +176,7 @@ impl<P: Peer> lead::Client for Client<P> {
 
     fn close(&mut self) -> Result<()> {
         if let Some(peer) = self.peer.take() {
-            self.runtime.block_on(peer.close());
+            peer.close();
         }
         Ok(())
     }

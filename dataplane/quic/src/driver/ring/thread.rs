@@ -23,7 +23,7 @@ use crate::identity::SERVER_NAME;
 /// Submissions that may wait for the kernel: sends and the few operations beside them.
 const RING_ENTRIES: u32 = 64;
 /// Receive buffers that the kernel fills: more are colder, fewer end a burst early.
-const RECEIVE_BUFFERS: u16 = 16;
+const RECEIVE_BUFFERS: u16 = 8;
 /// A whole batch of coalesced datagrams.
 const RECEIVE_BUFFER_BYTES: usize = 65_535;
 /// Receive buffers, besides, that unread slices of theirs keep; past them slices are copied. 16 MiB.
