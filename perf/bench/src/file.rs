@@ -124,7 +124,10 @@ impl Source {
 
 /// What a client writes to.
 #[derive(Debug, Clone)]
-pub(crate) struct Sink(Arc<File>);
+pub(crate) struct Sink {
+    file: Arc<File>,
+    discards: bool,
+}
 
 impl Sink {
     /// Opens a file that exists and is `bytes` long.
@@ -138,16 +141,31 @@ impl Sink {
             "{} is shorter than {bytes} bytes",
             path.display()
         );
-        Ok(Self(Arc::new(file)))
+        Ok(Self {
+            file: Arc::new(file),
+            discards: false,
+        })
+    }
+
+    /// From now on it throws away what it is given, so that a transfer is measured without the cost
+    /// of a file, which is the same for all.
+    pub(crate) fn discard(&mut self) {
+        self.discards = true;
     }
 
     /// Writes `bytes` at `offset`.
     pub(crate) fn write(&self, offset: u64, bytes: &[u8]) -> Result<()> {
-        Ok(self.0.write_all_at(bytes, offset)?)
+        if self.discards {
+            return Ok(());
+        }
+        Ok(self.file.write_all_at(bytes, offset)?)
     }
 
     /// Writes `slices` behind each other from `offset`, without joining them.
     pub(crate) fn write_slices(&self, mut offset: u64, slices: &[impl AsRef<[u8]>]) -> Result<()> {
+        if self.discards {
+            return Ok(());
+        }
         for group in slices.chunks(SLICES_MAX) {
             let mut parts: Vec<IoSlice<'_>> = group
                 .iter()
@@ -155,7 +173,7 @@ impl Sink {
                 .collect();
             let mut rest = &mut parts[..];
             while !rest.is_empty() {
-                let written = rustix::io::pwritev(&*self.0, rest, offset)?;
+                let written = rustix::io::pwritev(&*self.file, rest, offset)?;
                 ensure!(written > 0, "nothing could be written at {offset}");
                 offset += written as u64;
                 IoSlice::advance_slices(&mut rest, written);

@@ -2,7 +2,7 @@
 //!
 //! A server says `{"ready": "IP:PORT"}` once it listens, answers `used` with its processor time and
 //! `warm` after it has read its file. A client answers `connect`, `run` (with a [`Run`]), `small` (with
-//! latencies) and `close`. Both end when their input does. An error is the end of the process, with the reason on standard error.
+//! latencies), `discard` (no file from then on) and `close`. Both end when their input does. An error is the end of the process, with the reason on standard error.
 
 use std::io::{BufRead, Write};
 use std::net::SocketAddr;
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::file::Source;
+use crate::file::{Sink, Source};
 use crate::latency::Latencies;
 use crate::resources::Used;
 
@@ -80,6 +80,8 @@ pub(crate) trait Client {
     fn connect(&mut self) -> Result<()>;
     /// Fetches everything into the file; returns the bytes that arrived.
     fn run(&mut self) -> Result<u64>;
+    /// What it writes to.
+    fn sink(&mut self) -> &mut Sink;
     /// Asks for random ranges and throws the answers away.
     fn small(&mut self, _: Small) -> Result<Latencies> {
         bail!("this stack is not measured with small requests")
@@ -109,6 +111,10 @@ pub(crate) fn client(mut client: impl Client) -> Result<()> {
                     bytes,
                     mtu: client.mtu(),
                 })?;
+            }
+            "discard" => {
+                client.sink().discard();
+                say(&json!({}))?;
             }
             "close" => {
                 client.close().context("closing")?;

@@ -87,7 +87,7 @@ impl Benchmark {
             Self::FirstByte(_) => "first-byte",
             Self::Hit(_) => "hit",
             Self::Memory(_) => "memory",
-            Self::Transfer(_) => "transfer",
+            Self::Transfer(options) => options.name(),
             Self::Small(_) => "small",
             Self::Store(_) => "store",
             Self::Soak(_) => "soak",

@@ -214,6 +214,10 @@ impl lead::Client for Client {
         Ok(())
     }
 
+    fn sink(&mut self) -> &mut Sink {
+        &mut self.sink
+    }
+
     fn run(&mut self) -> Result<u64> {
         self.losses = 0;
         let fetched = self.fetch(self.arguments.bytes)?;

@@ -103,6 +103,10 @@ impl lead::Client for Client {
         Ok(())
     }
 
+    fn sink(&mut self) -> &mut Sink {
+        &mut self.sink
+    }
+
     fn run(&mut self) -> Result<u64> {
         self.fetch(self.arguments.bytes)
     }

@@ -130,6 +130,10 @@ impl<P: Peer> lead::Client for Client<P> {
         Ok(())
     }
 
+    fn sink(&mut self) -> &mut Sink {
+        &mut self.sink
+    }
+
     fn run(&mut self) -> Result<u64> {
         self.fetch(self.arguments.bytes)
     }

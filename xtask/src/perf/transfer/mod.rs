@@ -44,11 +44,23 @@ pub(crate) struct Options {
     /// Networks to measure on
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = NetworkKind::DEFAULT)]
     networks: Vec<NetworkKind>,
+    /// What becomes of the bytes, after the first round, which always writes and compares
+    #[arg(long, value_enum, default_value_t = SinkKind::File)]
+    sink: SinkKind,
     /// Which processors the two sides may use
     #[arg(long, value_enum, default_value_t = Pin::Sides)]
     pin: Pin,
     #[command(flatten)]
     pub(super) keep: Keep,
+}
+
+/// Where a client puts what arrives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum SinkKind {
+    /// A file that is overwritten
+    File,
+    /// Nowhere: what a file costs all stacks alike is left out
+    Null,
 }
 
 /// Which processors a side may use.
@@ -94,9 +106,23 @@ impl Stack {
 }
 
 impl Options {
+    /// What the results are kept as.
+    pub(super) fn name(&self) -> &'static str {
+        match self.sink {
+            SinkKind::File => "transfer",
+            SinkKind::Null => "transfer-null",
+        }
+    }
+
     pub(super) fn space_bytes(&self) -> u64 {
-        // What is served and what is written.
-        (2 * self.size) << 20
+        // What is served and what is written; and what Pantala's servers have in stores of their own.
+        let stores = self.networks.len()
+            * self
+                .stacks
+                .iter()
+                .filter(|stack| matches!(stack, Stack::Ring | Stack::Tokio))
+                .count();
+        ((2 + stores as u64) * self.size) << 20
     }
 }
 
@@ -153,7 +179,8 @@ pub(super) async fn measure(rig: &Rig, options: &Options) -> Result<Figures> {
             let Some(pair) = pairs.get_mut(index) else {
                 continue;
             };
-            match run(pair, &files, round == 0).await {
+            let discard = round == 1 && options.sink == SinkKind::Null;
+            match run(pair, &files, round == 0, discard).await {
                 Ok(sample) => {
                     report::print_sample(round, options, pair, &sample);
                     // The first round warms up and verifies.
@@ -185,9 +212,12 @@ pub(super) async fn measure(rig: &Rig, options: &Options) -> Result<Figures> {
 }
 
 /// One transfer; in the first round the bytes that arrived are compared with those that were sent.
-async fn run(pair: &mut Pair, files: &Files, verify: bool) -> Result<Sample> {
+async fn run(pair: &mut Pair, files: &Files, verify: bool, discard: bool) -> Result<Sample> {
     if verify {
         files.blank().await?;
+    }
+    if discard {
+        pair.discard().await?;
     }
     let sample = pair.transfer(files.bytes).await?;
     if verify {

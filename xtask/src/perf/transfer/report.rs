@@ -2,7 +2,7 @@
 
 use super::network::NetworkKind;
 use super::side::Pair;
-use super::{Options, Sample, Samples, Stack};
+use super::{Options, Sample, Samples, SinkKind, Stack};
 use crate::perf::figures::{Figures, median};
 use crate::perf::plot::{Bar, Chart, Group};
 
@@ -170,8 +170,15 @@ pub(super) fn report(figures: &mut Figures, options: &Options, samples: &Samples
     figures.chart("cpu", cpu);
     figures.chart("goodput", goodput);
     figures.note(format!(
-        "{} MiB from a warm page cache to a file that is overwritten, in pieces of 1 MiB with {} outstanding, {} rounds in turn after one that warms up and verifies; ratios are medians of the ratios within the rounds; processor binding: {:?}",
-        options.size, options.streams, options.rounds, options.pin
+        "{} MiB from a warm page cache to {}, in pieces of 1 MiB with {} outstanding, {} rounds in turn after one that warms up and verifies; ratios are medians of the ratios within the rounds; processor binding: {:?}",
+        options.size,
+        match options.sink {
+            SinkKind::File => "a file that is overwritten",
+            SinkKind::Null => "nowhere (no file, after the first round)",
+        },
+        options.streams,
+        options.rounds,
+        options.pin
     ));
 }
 

@@ -172,6 +172,11 @@ impl Pair {
         })
     }
 
+    /// Lets the client throw away what arrives from now on.
+    pub(super) async fn discard(&mut self) -> Result<()> {
+        self.client.ask::<Done>("discard").await.map(drop)
+    }
+
     /// Moves the file once.
     pub(super) async fn transfer(&mut self, bytes: u64) -> Result<Sample> {
         if let Server::Own(server) = &mut self.server {
