@@ -9,7 +9,8 @@ use std::time::Duration;
 use pantala_wire::{BlobDigest, Claim, NodeId, PieceDigest, PieceIndex, PieceRun};
 
 use crate::client::Event;
-use crate::core::message::{FromNode, Labels, Peer, RefusedReason, TaskReport, ToNode};
+use crate::core::config::PATHS_PER_REPORT_MAX;
+use crate::core::message::{FromNode, Labels, PathReport, Peer, RefusedReason, TaskReport, ToNode};
 use crate::proto;
 use crate::proto::from_node::Kind as Up;
 use crate::proto::to_node::Kind as Down;
@@ -50,6 +51,8 @@ pub(crate) struct Hello {
     pub(crate) advertise: SocketAddr,
     pub(crate) labels: Labels,
     pub(crate) resumed: bool,
+    pub(crate) uplink_bytes_per_s: Option<u64>,
+    pub(crate) is_seed: bool,
 }
 
 fn digest(bytes: &[u8]) -> Result<BlobDigest, Malformed> {
@@ -91,6 +94,21 @@ fn task(task: &proto::Task) -> Result<TaskReport, Malformed> {
     })
 }
 
+fn path_reports(paths: &proto::Paths) -> Result<Vec<PathReport>, Malformed> {
+    if paths.paths.len() > PATHS_PER_REPORT_MAX {
+        return Err(Malformed("too many paths"));
+    }
+    let report = |path: &proto::Path| {
+        Ok(PathReport {
+            node: node(&path.node)?,
+            bytes: path.bytes,
+            busy: Duration::from_micros(path.busy_us),
+            failures: path.failures,
+        })
+    };
+    paths.paths.iter().map(report).collect()
+}
+
 impl TryFrom<proto::FromNode> for Inbound {
     type Error = Malformed;
     fn try_from(message: proto::FromNode) -> Result<Self, Malformed> {
@@ -108,6 +126,8 @@ impl TryFrom<proto::FromNode> for Inbound {
                         zone: label(hello.zone)?,
                     },
                     resumed: hello.resumed,
+                    uplink_bytes_per_s: Some(hello.uplink_bytes_per_s).filter(|&rate| rate > 0),
+                    is_seed: hello.seed,
                 }));
             }
             Up::Heartbeat(_) => return Ok(Self::Heartbeat),
@@ -156,6 +176,9 @@ impl TryFrom<proto::FromNode> for Inbound {
                 digest: digest(&holding.digest)?,
                 runs: runs(&holding.runs)?,
                 complete: holding.complete,
+            },
+            Up::Paths(paths) => FromNode::Paths {
+                reports: path_reports(&paths)?,
             },
             Up::Dropped(blob) => FromNode::Dropped {
                 digest: digest(&blob.digest)?,
@@ -264,6 +287,17 @@ pub(crate) fn commands(command: &FromNode) -> Vec<proto::FromNode> {
             digest: digest.as_bytes().to_vec(),
             runs: to_runs(runs),
             complete: *complete,
+        }),
+        FromNode::Paths { reports } => Up::Paths(proto::Paths {
+            paths: reports
+                .iter()
+                .map(|report| proto::Path {
+                    node: report.node.as_bytes().to_vec(),
+                    bytes: report.bytes,
+                    busy_us: report.busy.as_micros() as u64,
+                    failures: report.failures,
+                })
+                .collect(),
         }),
         FromNode::Dropped { digest } => Up::Dropped(to_blob(digest)),
         FromNode::ParentFailed { digest, node } => Up::ParentFailed(proto::ParentFailed {

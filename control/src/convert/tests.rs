@@ -51,6 +51,14 @@ fn every_command_arrives_as_it_was_sent() {
             runs,
             complete: true,
         },
+        FromNode::Paths {
+            reports: vec![PathReport {
+                node,
+                bytes: 11,
+                busy: Duration::from_micros(12),
+                failures: 13,
+            }],
+        },
         FromNode::Dropped { digest },
         FromNode::ParentFailed { digest, node },
         FromNode::FalseClaim {

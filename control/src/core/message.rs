@@ -1,7 +1,7 @@
 //! What the core is told and what it answers, free of any encoding.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use pantala_wire::{BlobDigest, Claim, NodeId, PieceDigest, PieceIndex, PieceRun};
@@ -26,6 +26,36 @@ pub struct NodeInfo {
     pub labels: Labels,
     /// Its process had a session before, so the cluster is older than this connection.
     pub resumed: bool,
+    /// What its operator says that it can send, bytes a second.
+    pub uplink_bytes_per_s: Option<u64>,
+    /// It is here to serve others: they are given it before nodes that are not.
+    pub is_seed: bool,
+}
+
+impl Default for NodeInfo {
+    /// A new process that says nothing of itself, not even where it listens.
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+            labels: Labels::default(),
+            resumed: false,
+            uplink_bytes_per_s: None,
+            is_seed: false,
+        }
+    }
+}
+
+/// What a node got from one parent since it reported last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathReport {
+    /// The parent.
+    pub node: NodeId,
+    /// Verified bytes that it delivered.
+    pub bytes: u64,
+    /// Time in which at least one request to it was under way.
+    pub busy: Duration,
+    /// Requests that it failed, its being busy left out.
+    pub failures: u32,
 }
 
 /// A node that another may fetch pieces from.
@@ -145,6 +175,12 @@ pub enum FromNode {
         true_digest: PieceDigest,
         /// The node that sent the piece with this claim.
         relayer: NodeId,
+    },
+    /// What the node got from its parents lately.
+    Paths {
+        /// One report for each parent, [`PATHS_PER_REPORT_MAX`](super::config::PATHS_PER_REPORT_MAX) at
+        /// most.
+        reports: Vec<PathReport>,
     },
     /// What the node has, after a connect; may come in many messages.
     Announce {

@@ -13,24 +13,28 @@ mod book;
 pub mod config;
 mod events;
 mod lease;
+mod member;
 pub mod message;
 mod nodes;
 mod opening;
 mod parents;
+mod paths;
+mod standing;
 mod task;
+mod tasks;
 mod verdict;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pantala_wire::{BlobDigest, NodeId};
+use pantala_wire::NodeId;
 
 pub use config::CoreConfig;
-pub use message::{FromNode, NodeInfo, RefusedReason, TaskReport, ToNode};
+pub use message::{FromNode, NodeInfo, PathReport, RefusedReason, TaskReport, ToNode};
 
 use nodes::Nodes;
 use opening::Openings;
-use task::Task;
+use tasks::{TaskId, Tasks};
 use verdict::Verdicts;
 
 /// What the core knows, in numbers.
@@ -48,6 +52,10 @@ pub struct CoreStatus {
     pub leases_granted: u64,
     /// Leases that ended because their time was over.
     pub leases_expired: u64,
+    /// How often a parent was found unfit since the start: too slow, or failing.
+    pub demotions: u64,
+    /// Reports of paths since the start that could not be true.
+    pub absurd_reports: u64,
     /// Nodes that are shut out.
     pub shut_out: Vec<NodeId>,
 }
@@ -62,16 +70,18 @@ pub struct Core {
     /// A node has come that had a session before this core existed: others may yet come too.
     is_successor: bool,
     nodes: Nodes,
-    tasks: HashMap<BlobDigest, Task>,
+    tasks: Tasks,
     openings: Openings,
-    alarms: BTreeSet<(Duration, BlobDigest)>,
-    idle: BTreeSet<(Duration, BlobDigest)>,
+    alarms: BTreeSet<(Duration, TaskId)>,
+    idle: BTreeSet<(Duration, TaskId)>,
     memberships: usize,
     pieces: u64,
     /// Bits of holdings, counted as if every incomplete member had its bitmap.
     holding_bits: u64,
     leases_granted: u64,
     leases_expired: u64,
+    demotions: u64,
+    absurd_reports: u64,
     verdicts: Verdicts,
 }
 
@@ -83,7 +93,7 @@ impl Core {
             started: now,
             is_successor: false,
             nodes: Nodes::default(),
-            tasks: HashMap::new(),
+            tasks: Tasks::default(),
             openings: Openings::default(),
             alarms: BTreeSet::new(),
             idle: BTreeSet::new(),
@@ -92,6 +102,8 @@ impl Core {
             holding_bits: 0,
             leases_granted: 0,
             leases_expired: 0,
+            demotions: 0,
+            absurd_reports: 0,
             verdicts: Verdicts::new(),
         }
     }
@@ -114,13 +126,9 @@ impl Core {
         let slot = match self.nodes.slot(node) {
             Some(slot) => slot,
             None if self.nodes.len() >= self.config.nodes_max => return false,
-            None => self.nodes.add(node, info.clone()),
+            None => self.nodes.add(node, &info),
         };
-        self.nodes.set_away(slot, None);
-        if let Some(entry) = self.nodes.get_mut(slot) {
-            entry.info = info;
-            entry.unconfirmed = entry.tasks.clone();
-        }
+        self.nodes.renew(slot, &info);
         self.verdicts.saw(node);
         let shut_out = self.verdicts.shut_out();
         if !shut_out.is_empty() {
@@ -171,32 +179,41 @@ impl Core {
                 urgent,
             } => self.ask(now, slot, node, digest, &wanted, urgent, out),
             FromNode::ReturnLease { digest, pieces } => {
-                if let Some(task) = self.tasks.get_mut(&digest) {
-                    task.release(slot, &pieces);
+                let Some((id, member)) = self.part(slot, &digest) else {
+                    return;
+                };
+                if let Some(task) = self.tasks.get_mut(id) {
+                    task.release(member, &pieces);
                 }
-                self.settle(now, digest, out);
+                self.settle(now, id, out);
             }
             FromNode::Fetched { digest, pieces } => {
                 let expires = now + self.config.lease_ttl;
-                if let Some(task) = self.tasks.get_mut(&digest) {
-                    task.add_held(slot, &pieces, true);
-                    task.release(slot, &pieces);
-                    task.renew(slot, expires);
+                let Some((id, member)) = self.part(slot, &digest) else {
+                    return;
+                };
+                if let Some(task) = self.tasks.get_mut(id) {
+                    task.add_held(member, &pieces, true);
+                    task.release(member, &pieces);
+                    task.renew(member, expires);
                 }
-                self.settle(now, digest, out);
+                self.settle(now, id, out);
             }
             FromNode::Holding {
                 digest,
                 runs,
                 complete,
             } => {
-                if let Some(task) = self.tasks.get_mut(&digest) {
-                    task.add_held(slot, &runs, false);
+                let Some((id, member)) = self.part(slot, &digest) else {
+                    return;
+                };
+                if let Some(task) = self.tasks.get_mut(id) {
+                    task.add_held(member, &runs, false);
                 }
                 if complete {
-                    self.complete(now, slot, digest, out);
+                    self.complete(now, id, member, out);
                 }
-                self.settle(now, digest, out);
+                self.settle(now, id, out);
             }
             FromNode::Dropped { digest } => self.dropped(now, slot, digest, out),
             FromNode::ParentFailed {
@@ -219,6 +236,7 @@ impl Core {
                     self.shut_out(now, guilty, out);
                 }
             }
+            FromNode::Paths { reports } => self.measured(now, slot, &reports, out),
             FromNode::Announce { holdings, last } => {
                 for report in &holdings {
                     self.report(now, slot, node, report, true, out);
@@ -238,13 +256,13 @@ impl Core {
             self.depart(now, slot, out);
         }
         self.end_overdue_openings(now, out);
-        while let Some(&(at, digest)) = self.alarms.first()
+        while let Some(&(at, id)) = self.alarms.first()
             && at <= now
         {
-            if let Some(task) = self.tasks.get_mut(&digest) {
+            if let Some(task) = self.tasks.get_mut(id) {
                 self.leases_expired += task.expire(now) as u64;
             }
-            self.settle(now, digest, out);
+            self.settle(now, id, out);
         }
     }
 
@@ -262,9 +280,11 @@ impl Core {
             nodes: self.nodes.len(),
             tasks: self.tasks.len(),
             memberships: self.memberships,
-            leases: self.tasks.values().map(|task| task.leases.len()).sum(),
+            leases: self.tasks.all().map(|task| task.leases.len()).sum(),
             leases_granted: self.leases_granted,
             leases_expired: self.leases_expired,
+            demotions: self.demotions,
+            absurd_reports: self.absurd_reports,
             shut_out: self.verdicts.shut_out(),
         }
     }

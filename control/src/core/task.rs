@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use pantala_wire::{BlobDigest, PieceIndex, PieceRun, PieceSet};
 
-use super::nodes::Slot;
+use super::member::{Member, MemberId, Members};
+use super::nodes::{Nodes, Place, Slot};
 
 /// Stands for "no lease" in the table of pieces.
 const NO_LEASE: u32 = 0;
 /// Stands for "nobody" in the table of pieces.
-const NOBODY: Slot = Slot::MAX;
+const NOBODY: MemberId = MemberId::MAX;
 
 /// A lease that has been given and has not ended.
 #[derive(Debug, Clone, Copy)]
@@ -22,53 +23,8 @@ pub(super) struct Lease {
     pub(super) run: PieceRun,
     /// Pieces of the run that are still under this lease.
     pub(super) remaining: u32,
-    pub(super) holder: Slot,
+    pub(super) holder: MemberId,
     pub(super) expires: Duration,
-}
-
-/// A node's part in a task.
-#[derive(Default)]
-pub(super) struct Member {
-    pub(super) wanted: bool,
-    pub(super) has_source: bool,
-    pub(super) complete: bool,
-    /// It announced, after control's start, that it was at work on the task.
-    pub(super) announced: bool,
-    /// What it holds; empty once it is complete.
-    pub(super) held: Option<PieceSet>,
-    pub(super) parents: Vec<Slot>,
-    pub(super) children: Vec<Slot>,
-    /// Parents that failed it, and until when they are not offered again.
-    pub(super) excluded: Vec<(Slot, Duration)>,
-    pub(super) leases: Vec<u32>,
-    /// Its number in the queue of those who wait for a lease.
-    pub(super) waiting: Option<u64>,
-    /// Its number in the queue of those who have too few parents.
-    pub(super) short: Option<u64>,
-    order_at: usize,
-    complete_at: usize,
-}
-
-impl Member {
-    pub(super) fn holds(&self, piece: u32) -> bool {
-        self.complete
-            || self
-                .held
-                .as_ref()
-                .is_some_and(|held| held.contains(PieceIndex(piece)))
-    }
-    pub(super) fn held_count(&self) -> u32 {
-        if self.complete {
-            u32::MAX
-        } else {
-            self.held.as_ref().map_or(0, PieceSet::len)
-        }
-    }
-    pub(super) fn excludes(&self, slot: Slot, now: Duration) -> bool {
-        self.excluded
-            .iter()
-            .any(|&(other, until)| other == slot && now < until)
-    }
 }
 
 #[derive(Clone, Copy)]
@@ -77,17 +33,16 @@ struct Piece {
     holders: u32,
     lease: u32,
     /// Who fetched it last: most likely a holder.
-    fetcher: Slot,
+    fetcher: MemberId,
 }
 
 pub(super) struct Task {
     pub(super) digest: BlobDigest,
     pub(super) size_bytes: u64,
+    /// Makes choices between equals differ from those of other tasks.
+    pub(super) salt: u64,
     pieces: Vec<Piece>,
-    pub(super) members: BTreeMap<Slot, Member>,
-    /// All members, and the complete ones, so that a choice among thousands need not walk a tree.
-    pub(super) order: Vec<Slot>,
-    pub(super) complete: Vec<Slot>,
+    pub(super) members: Members,
     pub(super) wanted_count: usize,
     /// Members that download and have a source.
     pub(super) sourcing_count: usize,
@@ -100,9 +55,9 @@ pub(super) struct Task {
     pub(super) reserved_count: u32,
     /// Something has come free since the waiting were last told.
     pub(super) has_freed: bool,
-    pub(super) waiting: BTreeMap<u64, Slot>,
-    pub(super) short: BTreeMap<u64, Slot>,
-    next_ticket: u64,
+    pub(super) waiting: BTreeMap<u64, MemberId>,
+    pub(super) short: BTreeMap<u64, MemberId>,
+    pub(super) next_ticket: u64,
     /// When the core is to look at the task again; kept by the core.
     pub(super) alarm: Option<Duration>,
     /// Since when nobody downloads it; kept by the core.
@@ -128,7 +83,7 @@ pub(super) fn ascending(
 }
 
 impl Task {
-    pub(super) fn new(digest: BlobDigest, size_bytes: u64, piece_count: u32) -> Self {
+    pub(super) fn new(digest: BlobDigest, size_bytes: u64, piece_count: u32, salt: u64) -> Self {
         let piece = Piece {
             holders: 0,
             lease: NO_LEASE,
@@ -137,10 +92,9 @@ impl Task {
         Self {
             digest,
             size_bytes,
+            salt,
             pieces: vec![piece; piece_count as usize],
-            members: BTreeMap::new(),
-            order: Vec::new(),
-            complete: Vec::new(),
+            members: Members::default(),
             wanted_count: 0,
             sourcing_count: 0,
             announced_count: 0,
@@ -162,7 +116,7 @@ impl Task {
     }
     /// Pieces that a lease can be given on, to anybody.
     pub(super) fn free_count(&self) -> u32 {
-        if self.complete.is_empty() {
+        if self.members.complete().is_empty() {
             self.uncovered_count
         } else {
             0
@@ -173,32 +127,31 @@ impl Task {
     }
     /// Members that hold `piece`.
     pub(super) fn holder_count(&self, piece: u32) -> usize {
-        self.pieces[piece as usize].holders as usize + self.complete.len()
+        self.pieces[piece as usize].holders as usize + self.members.complete().len()
     }
     /// Who fetched `piece` last, if anybody did.
-    pub(super) fn fetcher(&self, piece: u32) -> Option<Slot> {
-        Some(self.pieces[piece as usize].fetcher).filter(|&slot| slot != NOBODY)
+    pub(super) fn fetcher(&self, piece: u32) -> Option<MemberId> {
+        Some(self.pieces[piece as usize].fetcher).filter(|&id| id != NOBODY)
     }
     pub(super) fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;
         self.next_ticket
     }
 
-    /// `slot` as a member; added with nothing where it is none.
-    pub(super) fn enter(&mut self, slot: Slot) -> &mut Member {
-        let Self { members, order, .. } = self;
-        members.entry(slot).or_insert_with(|| {
-            order.push(slot);
-            Member {
-                order_at: order.len() - 1,
-                ..Member::default()
-            }
-        })
+    /// A new member, with nothing.
+    pub(super) fn enter(&mut self, slot: Slot, place: Place) -> MemberId {
+        self.members.add(slot, place)
     }
 
     /// Says whether the member downloads, and whether it has a source.
-    pub(super) fn set_role(&mut self, slot: Slot, wanted: bool, has_source: bool) {
-        let Some(member) = self.members.get_mut(&slot) else {
+    pub(super) fn set_role(
+        &mut self,
+        nodes: &mut Nodes,
+        id: MemberId,
+        wanted: bool,
+        has_source: bool,
+    ) {
+        let Some(member) = self.members.get_mut(id) else {
             return;
         };
         let sources = |member: &Member| usize::from(member.wanted && member.has_source);
@@ -209,13 +162,13 @@ impl Task {
         self.wanted_count += usize::from(member.wanted);
         self.sourcing_count += sources(member);
         if !wanted {
-            self.drop_parents(slot);
-            self.stop_waiting(slot);
+            self.drop_parents(nodes, id);
+            self.stop_waiting(id);
         }
     }
 
-    pub(super) fn mark_announced(&mut self, slot: Slot) {
-        if let Some(member) = self.members.get_mut(&slot)
+    pub(super) fn mark_announced(&mut self, id: MemberId) {
+        if let Some(member) = self.members.get_mut(id)
             && !std::mem::replace(&mut member.announced, true)
         {
             self.announced_count += 1;
@@ -223,9 +176,9 @@ impl Task {
     }
 
     /// The member holds the pieces of `runs`; `fetched`: it read them from the source itself.
-    pub(super) fn add_held(&mut self, slot: Slot, runs: &[PieceRun], fetched: bool) {
+    pub(super) fn add_held(&mut self, id: MemberId, runs: &[PieceRun], fetched: bool) {
         let count = self.piece_count();
-        let Some(member) = self.members.get_mut(&slot) else {
+        let Some(member) = self.members.get_mut(id) else {
             return;
         };
         if member.complete {
@@ -235,7 +188,7 @@ impl Task {
         for piece in ascending(runs, count).flatten() {
             let state = &mut self.pieces[piece as usize];
             if fetched {
-                state.fetcher = slot;
+                state.fetcher = id;
             }
             if held.insert(PieceIndex(piece)) {
                 if state.holders == 0 && state.lease == NO_LEASE {
@@ -247,38 +200,22 @@ impl Task {
     }
 
     /// The member holds the whole blob.
-    pub(super) fn set_complete(&mut self, slot: Slot) {
-        let Some(member) = self.members.get_mut(&slot) else {
-            return;
-        };
-        if std::mem::replace(&mut member.complete, true) {
-            return;
+    pub(super) fn set_complete(&mut self, id: MemberId) {
+        if self.members.set_complete(id, true) {
+            self.clear_bits(id);
         }
-        member.complete_at = self.complete.len();
-        self.complete.push(slot);
-        self.clear_bits(slot);
     }
 
     /// The member holds nothing.
-    pub(super) fn clear_held(&mut self, slot: Slot) {
-        self.clear_bits(slot);
-        let Some(member) = self.members.get_mut(&slot) else {
-            return;
-        };
-        if std::mem::replace(&mut member.complete, false) {
-            let at = member.complete_at;
-            self.complete.swap_remove(at);
+    pub(super) fn clear_held(&mut self, id: MemberId) {
+        self.clear_bits(id);
+        if self.members.set_complete(id, false) {
             self.has_freed = true;
-            if let Some(moved) = self.complete.get(at)
-                && let Some(moved) = self.members.get_mut(moved)
-            {
-                moved.complete_at = at;
-            }
         }
     }
 
-    fn clear_bits(&mut self, slot: Slot) {
-        let Some(held) = self.members.get_mut(&slot).and_then(|m| m.held.take()) else {
+    fn clear_bits(&mut self, id: MemberId) {
+        let Some(held) = self.members.get_mut(id).and_then(|m| m.held.take()) else {
             return;
         };
         for piece in held.iter() {
@@ -292,7 +229,7 @@ impl Task {
     }
 
     /// Gives `run` to `holder`. The caller has found every piece of it free of leases.
-    pub(super) fn add_lease(&mut self, holder: Slot, run: PieceRun, expires: Duration) {
+    pub(super) fn add_lease(&mut self, holder: MemberId, run: PieceRun, expires: Duration) {
         loop {
             self.next_lease = self.next_lease.wrapping_add(1);
             if self.next_lease != NO_LEASE && !self.leases.contains_key(&self.next_lease) {
@@ -317,13 +254,13 @@ impl Task {
             },
         );
         self.expiries.insert((expires, id));
-        if let Some(member) = self.members.get_mut(&holder) {
+        if let Some(member) = self.members.get_mut(holder) {
             member.leases.push(id);
         }
     }
 
     /// Takes the pieces of `runs` out of the leases of `holder`.
-    pub(super) fn release(&mut self, holder: Slot, runs: &[PieceRun]) {
+    pub(super) fn release(&mut self, holder: MemberId, runs: &[PieceRun]) {
         for piece in ascending(runs, self.piece_count()).flatten() {
             let id = self.pieces[piece as usize].lease;
             let Some(lease) = self.leases.get_mut(&id) else {
@@ -352,7 +289,7 @@ impl Task {
                 self.unlease(piece);
             }
         }
-        if let Some(member) = self.members.get_mut(&lease.holder) {
+        if let Some(member) = self.members.get_mut(lease.holder) {
             member.leases.retain(|&other| other != id);
         }
     }
@@ -367,8 +304,8 @@ impl Task {
     }
 
     /// Progress: all leases of `holder` last until `expires`.
-    pub(super) fn renew(&mut self, holder: Slot, expires: Duration) {
-        let Some(member) = self.members.get(&holder) else {
+    pub(super) fn renew(&mut self, holder: MemberId, expires: Duration) {
+        let Some(member) = self.members.get(holder) else {
             return;
         };
         for &id in &member.leases {
@@ -380,46 +317,39 @@ impl Task {
         }
     }
 
-    pub(super) fn end_leases_of(&mut self, slot: Slot) {
+    pub(super) fn end_leases_of(&mut self, id: MemberId) {
         let ids = self
             .members
-            .get(&slot)
+            .get(id)
             .map_or_else(Vec::new, |member| member.leases.clone());
         for id in ids {
             self.end_lease(id);
         }
     }
 
-    pub(super) fn wait(&mut self, slot: Slot) {
+    pub(super) fn wait(&mut self, id: MemberId) {
         let ticket = self.ticket();
-        if let Some(member) = self.members.get_mut(&slot)
+        if let Some(member) = self.members.get_mut(id)
             && member.waiting.is_none()
         {
             member.waiting = Some(ticket);
-            self.waiting.insert(ticket, slot);
+            self.waiting.insert(ticket, id);
         }
     }
-    pub(super) fn stop_waiting(&mut self, slot: Slot) {
-        if let Some(ticket) = self.members.get_mut(&slot).and_then(|m| m.waiting.take()) {
+    pub(super) fn stop_waiting(&mut self, id: MemberId) {
+        if let Some(ticket) = self.members.get_mut(id).and_then(|m| m.waiting.take()) {
             self.waiting.remove(&ticket);
         }
     }
 
     /// Takes the member out; its children, who have lost a parent.
-    pub(super) fn remove(&mut self, slot: Slot) -> Vec<Slot> {
-        self.end_leases_of(slot);
-        self.clear_held(slot);
-        self.set_role(slot, false, false);
-        let children = self.drop_children(slot);
-        let Some(member) = self.members.remove(&slot) else {
-            return children;
-        };
-        self.announced_count -= usize::from(member.announced);
-        self.order.swap_remove(member.order_at);
-        if let Some(moved) = self.order.get(member.order_at)
-            && let Some(moved) = self.members.get_mut(moved)
-        {
-            moved.order_at = member.order_at;
+    pub(super) fn remove(&mut self, nodes: &mut Nodes, id: MemberId) -> Vec<MemberId> {
+        self.end_leases_of(id);
+        self.clear_held(id);
+        self.set_role(nodes, id, false, false);
+        let children = self.drop_children(nodes, id);
+        if let Some(member) = self.members.remove(id) {
+            self.announced_count -= usize::from(member.announced);
         }
         children
     }

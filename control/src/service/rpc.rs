@@ -169,6 +169,8 @@ impl Control for Service {
                 .iter()
                 .map(|node| node.as_bytes().to_vec())
                 .collect(),
+            demotions: status.demotions,
+            absurd_reports: status.absurd_reports,
         }))
     }
 }
@@ -265,6 +267,8 @@ impl Session {
             address,
             labels: hello.labels,
             resumed: hello.resumed,
+            uplink_bytes_per_s: hello.uplink_bytes_per_s,
+            is_seed: hello.is_seed,
         }
     }
 }

@@ -10,6 +10,7 @@ mod faults;
 mod model;
 mod nodes;
 mod openings;
+mod parents;
 mod rules;
 
 use std::collections::BTreeMap;

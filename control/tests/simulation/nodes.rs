@@ -20,6 +20,7 @@ impl Sim {
                 ..Labels::default()
             },
             resumed: node.resumed,
+            ..NodeInfo::default()
         };
         let id = node.id;
         let fresh = !node.resumed;

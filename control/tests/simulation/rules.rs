@@ -31,6 +31,7 @@ impl Cluster {
             address: ([127, 0, 0, 1], 1).into(),
             labels: Labels::default(),
             resumed: false,
+            ..NodeInfo::default()
         };
         self.core.joined(self.now, id, info, &mut Vec::new())
     }

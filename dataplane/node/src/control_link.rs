@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::Shared;
+use crate::peer::REPORT_INTERVAL;
 
 /// How long an event may wait for a download that is behind with its own. Its machine asks again
 /// for what it misses; the link must not stand still for it.
@@ -76,6 +77,19 @@ impl ControlLink {
     pub fn send(&self, command: Command) {
         if let Err(unsent) = self.handle.send(command) {
             tracing::trace!(%unsent, "command not sent");
+        }
+    }
+
+    /// Tells control now and then what parents deliver, for as long as the node runs.
+    pub async fn report_paths(shared: std::sync::Weak<Shared>) {
+        loop {
+            tokio::time::sleep(REPORT_INTERVAL).await;
+            let Some(shared) = shared.upgrade() else {
+                return;
+            };
+            for reports in shared.peers.paths().take() {
+                shared.control.send(Command::Paths { reports });
+            }
         }
     }
 

@@ -188,6 +188,7 @@ impl Load {
                     zone: format!("zone-{}", rack / ZONE_RACKS),
                 },
                 resumed: false,
+                ..NodeInfo::default()
             };
             self.core
                 .joined(self.now, node(number), info, &mut self.out);
