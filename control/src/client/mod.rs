@@ -94,6 +94,13 @@ pub enum Event {
         /// Time until the lease ends, unless progress extends it.
         expires_in: Duration,
     },
+    /// Pieces that this node shall not begin to fetch: its lease on them has ended.
+    LeaseCut {
+        /// The blob.
+        digest: BlobDigest,
+        /// The pieces.
+        pieces: PieceRun,
+    },
     /// Nothing can be leased now.
     LeaseWait {
         /// The blob.

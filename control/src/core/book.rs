@@ -5,6 +5,7 @@ use std::time::Duration;
 use pantala_wire::{BlobDigest, PieceLayout};
 
 use super::config::PUSHES_PER_EVENT_MAX;
+use super::hosts::HostId;
 use super::member::MemberId;
 use super::message::{RefusedReason, TaskReport, ToNode};
 use super::nodes::Slot;
@@ -122,10 +123,13 @@ impl Core {
             return;
         };
         if task.members.is_empty() {
+            let ended = std::mem::take(&mut task.ended);
             self.forget(id);
+            self.pass_on(now, ended, out);
             return;
         }
         let digest = task.digest;
+        let ended = std::mem::take(&mut task.ended);
         for member in task.wake(PUSHES_PER_EVENT_MAX) {
             if let Some(member) = task.members.get(member)
                 && let Some(node) = self.nodes.get(member.slot)
@@ -161,6 +165,37 @@ impl Core {
             }
             _ => {}
         }
+        self.pass_on(now, ended, out);
+    }
+
+    /// Leases have ended: their host has room for others.
+    fn pass_on(&mut self, now: Duration, ended: Vec<(HostId, bool)>, out: &mut Out) {
+        for (host, is_done) in ended {
+            self.hosts.ended(host, is_done);
+            let Some(id) = self.hosts.next_starved(host, now) else {
+                continue;
+            };
+            let Some(task) = self.tasks.get_mut(id) else {
+                continue;
+            };
+            let digest = task.digest;
+            let retry_after = Duration::ZERO;
+            for member in task.wake_some(1) {
+                let slot = task.members.get(member).map(|member| member.slot);
+                if let Some(node) = slot.and_then(|slot| self.nodes.get(slot)) {
+                    out.push((
+                        node.id,
+                        ToNode::LeaseWait {
+                            digest,
+                            retry_after,
+                        },
+                    ));
+                }
+            }
+            if !task.waiting.is_empty() {
+                self.hosts.starve(host, id);
+            }
+        }
     }
 
     /// Removes a task and every trace of it.
@@ -179,7 +214,11 @@ impl Core {
         self.holding_bits -= u64::from(task.piece_count()) * task.members.len() as u64;
         for member in task.members.all().to_vec() {
             task.drop_children(&mut self.nodes, member);
-            let slot = task.members.get(member).map(|member| member.slot);
+            let part = task.members.get(member).map(|it| (it.slot, it.host));
+            let (slot, host) = part.unzip();
+            if let Some(host) = host.flatten() {
+                self.hosts.leave(host);
+            }
             if let Some(node) = slot.and_then(|slot| self.nodes.get_mut(slot)) {
                 node.tasks.remove(&id);
                 node.unconfirmed.remove(&id);

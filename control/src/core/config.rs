@@ -59,7 +59,7 @@ pub const SEED_FACTOR: f64 = 2.0;
 pub const PATHS_PER_NODE_MAX: usize = 64;
 /// Paths in one report.
 pub const PATHS_PER_REPORT_MAX: usize = PATHS_PER_NODE_MAX;
-/// Longest time that one report covers; a node reports once a second, and a lost session delays it.
+/// Longest time that one report covers; a node reports every two seconds, and a lost session delays it.
 pub const PATH_BUSY_MAX: Duration = Duration::from_secs(60);
 /// Fastest path that is believed: 800 Gbit/s, twice the fastest port there is.
 pub const PATH_RATE_MAX: f64 = 1e11;
@@ -70,10 +70,30 @@ pub const UPLINK_MIN_BYTES_PER_S: f64 = 1e6;
 /// Nodes told of better parents, or of leases come free, because of one event.
 pub const PUSHES_PER_EVENT_MAX: usize = 8;
 /// Children moved to other parents at once when theirs is demoted; the others are moved by their own
-/// next report, a second later at most.
+/// next report, two seconds later.
 pub const DEMOTION_MOVES_MAX: usize = 32;
 /// Tasks looked at to part one child from one parent.
 pub const SHARED_TASKS_MAX: usize = 64;
+/// Leases looked at to find a slow one: those that have brought nothing for longest.
+pub const LEASES_COMPARED: usize = 4;
+/// Tasks that the status tells of: those that most nodes wait for.
+pub const ESTIMATES_MAX: usize = 32;
+/// Members looked at for one estimate.
+pub const ESTIMATE_SAMPLED: usize = 256;
+/// Registry hosts that are told apart; a cluster has a handful.
+pub const HOSTS_MAX: usize = 1024;
+/// Of these, those that one node may bring up.
+pub const HOSTS_PER_NODE_MAX: u32 = 64;
+/// Longest name of a host: what DNS allows, and a port.
+pub const HOST_NAME_LEN_MAX: usize = 262;
+/// Leases on one host that may be under way at first: with 8 MiB each, enough to fill its links.
+pub const HOST_LEASES_START: f64 = 64.0;
+/// Leases on one host that may ever be under way.
+pub const HOST_LEASES_MAX: f64 = 4096.0;
+/// How long a host that complains without naming a time is left alone.
+pub const HOST_PAUSE_DEFAULT: Duration = Duration::from_secs(2);
+/// The longest pause that is heeded: a mistaken or false report must not stop a cluster for an hour.
+pub const HOST_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Failed parents that are remembered for one node on one task.
 pub const EXCLUDED_MAX: usize = 64;
 /// Nodes shut out at a time; beyond it the oldest verdict lapses.

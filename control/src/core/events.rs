@@ -35,6 +35,15 @@ impl Core {
                 return;
             }
         };
+        if self.refuses_runs(slot, id, &[&report.held, &report.fetching], out) {
+            let is_idle = self.tasks.get(id).and_then(|task| task.members.get(member));
+            // Somebody who is in it only by this message is in it no longer.
+            if is_idle.is_some_and(|m| !m.wanted && m.held_count() == 0) {
+                self.withdraw(now, slot, id, out);
+                self.settle(now, id, out);
+            }
+            return;
+        }
         let Some(task) = self.tasks.get_mut(id) else {
             return;
         };
@@ -57,8 +66,12 @@ impl Core {
             let fetching: Vec<_> = opened.iter().chain(&report.fetching).copied().collect();
             let given = task.regrant(member, &fetching, now, self.config.lease_ttl);
             self.leases_granted += given.len() as u64;
+            let host = task.members.get(member).and_then(|m| m.host);
             out.extend(given.into_iter().map(|pieces| {
                 let expires_in = self.config.lease_ttl;
+                if let Some(host) = host {
+                    self.hosts.leased(host, now);
+                }
                 (
                     node,
                     ToNode::Lease {
@@ -168,23 +181,26 @@ impl Core {
         reports: &[PathReport],
         out: &mut Out,
     ) {
+        let mut taken = Vec::with_capacity(reports.len().min(PATHS_PER_REPORT_MAX));
         for report in reports.iter().take(PATHS_PER_REPORT_MAX) {
             let Some(parent) = self.nodes.slot(report.node).filter(|&it| it != slot) else {
                 continue;
             };
-            match self.nodes.measured(now, slot, parent, report) {
-                Ok(true) => self.demote(now, parent, out),
-                Ok(false) => {
-                    let demoted = self
-                        .nodes
-                        .get(parent)
-                        .is_some_and(|node| node.delivery.standing.is_demoted(now));
-                    // Others complained, and this child may still depend on it.
-                    if demoted {
-                        self.part_from(now, slot, parent, out);
-                    }
-                }
+            match self.nodes.measure(now, slot, parent, report) {
+                Ok(()) => taken.push((parent, report)),
                 Err(_) => self.absurd_reports += 1,
+            }
+        }
+        let median = self.nodes.median(now, slot);
+        for (parent, report) in taken {
+            if self.nodes.judge(now, slot, parent, report, median) {
+                self.demote(now, parent, out);
+                continue;
+            }
+            let parent_node = self.nodes.get(parent);
+            // Others complained, and this child may still depend on it.
+            if parent_node.is_some_and(|node| node.delivery.standing.is_demoted(now)) {
+                self.part_from(now, slot, parent, out);
             }
         }
     }
@@ -299,8 +315,29 @@ impl Core {
             ));
             return;
         }
-        if let Some(pieces) = task.grant(asking, wanted, urgent, now, ttl) {
+        let (host, may_have) = (member.host, member.has_source);
+        let turned_away = host.and_then(|host| self.hosts.may_lease(host, now, slot).err());
+        let mut granted = None;
+        if turned_away.is_none() {
+            granted = task.grant(asking, wanted, urgent, now, ttl);
+            // Nothing is free: somebody may be so slow that others should have what it would fetch last.
+            if granted.is_none()
+                && may_have
+                && let Some((holder, pieces)) = task.cut_slowest(now, ttl, &self.nodes, asking)
+            {
+                let holder = task.members.get(holder).map(|holder| holder.slot);
+                if let Some(holder) = holder.and_then(|holder| self.nodes.get(holder)) {
+                    out.push((holder.id, ToNode::LeaseCut { digest, pieces }));
+                }
+                self.leases_cut += 1;
+                granted = task.grant(asking, wanted, urgent, now, ttl);
+            }
+        }
+        if let Some(pieces) = granted {
             self.leases_granted += 1;
+            if let Some(host) = host {
+                self.hosts.leased(host, now);
+            }
             let expires_in = ttl;
             out.push((
                 node,
@@ -313,7 +350,11 @@ impl Core {
         } else {
             task.wait(asking);
             let retry_after = Duration::from_millis(task.waiting.len() as u64)
-                .clamp(self.config.retry_min, self.config.retry_max);
+                .clamp(self.config.retry_min, self.config.retry_max)
+                .max(turned_away.unwrap_or(Duration::ZERO));
+            if let Some(host) = host.filter(|_| turned_away.is_some()) {
+                self.hosts.starve(host, id);
+            }
             out.push((
                 node,
                 ToNode::LeaseWait {
@@ -394,7 +435,11 @@ impl Core {
         };
         self.memberships -= 1;
         self.holding_bits -= u64::from(task.piece_count());
+        let host = task.members.get(member).and_then(|member| member.host);
         let children = task.remove(&mut self.nodes, member);
+        if let Some(host) = host {
+            self.hosts.leave(host);
+        }
         for &child in &children {
             let left = task.members.get(child).map_or(0, |m| m.parents.len());
             // Who has enough for now is served when somebody comes who has room.

@@ -136,7 +136,11 @@ impl Task {
         if !std::mem::take(&mut self.has_freed) {
             return Vec::new();
         }
-        let count = max.min(self.free_count() as usize);
+        self.wake_some(max.min(self.free_count() as usize))
+    }
+
+    /// The same, whether or not something is free.
+    pub(super) fn wake_some(&mut self, count: usize) -> Vec<MemberId> {
         let woken: Vec<MemberId> = self.waiting.values().copied().take(count).collect();
         for &id in &woken {
             self.stop_waiting(id);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use pantala_wire::{PieceIndex, PieceSet};
 
+use super::hosts::HostId;
 use super::nodes::{Place, Slot};
 
 /// A member's place in its task's table.
@@ -19,6 +20,8 @@ pub(super) type MemberId = u32;
 pub(super) struct Member {
     pub(super) slot: Slot,
     pub(super) place: Place,
+    /// The host that it would fetch from.
+    pub(super) host: Option<HostId>,
     pub(super) wanted: bool,
     pub(super) has_source: bool,
     pub(super) complete: bool,

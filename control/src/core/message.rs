@@ -128,6 +128,20 @@ pub enum FromNode {
         /// The piece that it needs first.
         urgent: Option<PieceIndex>,
     },
+    /// The registry host that the node would fetch the blob from; counts for its leases from now on.
+    SourceHost {
+        /// The blob.
+        digest: BlobDigest,
+        /// The host, with its port where it is not the usual one.
+        host: String,
+    },
+    /// A registry has told the node that it is asked too much (429, or 503 with a time).
+    SourceLimited {
+        /// The host.
+        host: String,
+        /// When it may be asked again, as it says.
+        retry_after: Option<Duration>,
+    },
     /// Gives leased pieces back that the node will not fetch.
     ReturnLease {
         /// The blob.
@@ -202,6 +216,8 @@ pub enum RefusedReason {
     UnknownTask,
     /// The node is shut out.
     ShutOut,
+    /// It names pieces that the blob does not have.
+    Impossible,
 }
 
 impl fmt::Display for RefusedReason {
@@ -211,6 +227,7 @@ impl fmt::Display for RefusedReason {
             Self::Size => "the size is not the one that other nodes name, or cannot be",
             Self::UnknownTask => "control does not know that this node has the task open",
             Self::ShutOut => "this node is shut out of the cluster",
+            Self::Impossible => "pieces were named that the blob does not have",
         })
     }
 }
@@ -233,6 +250,13 @@ pub enum ToNode {
         pieces: PieceRun,
         /// Time until the lease ends, unless progress extends it.
         expires_in: Duration,
+    },
+    /// Pieces that the node shall not begin to fetch: its lease on them has ended, as others are faster.
+    LeaseCut {
+        /// The blob.
+        digest: BlobDigest,
+        /// The pieces.
+        pieces: PieceRun,
     },
     /// Nothing can be leased to this node now.
     LeaseWait {

@@ -12,6 +12,7 @@
 mod book;
 pub mod config;
 mod events;
+mod hosts;
 mod lease;
 mod member;
 pub mod message;
@@ -19,6 +20,8 @@ mod nodes;
 mod opening;
 mod parents;
 mod paths;
+mod progress;
+mod source;
 mod standing;
 mod task;
 mod tasks;
@@ -30,15 +33,18 @@ use std::time::Duration;
 use pantala_wire::NodeId;
 
 pub use config::CoreConfig;
+pub use hosts::HostStatus;
 pub use message::{FromNode, NodeInfo, PathReport, RefusedReason, TaskReport, ToNode};
+pub use progress::TaskEstimate;
 
+use hosts::Hosts;
 use nodes::Nodes;
 use opening::Openings;
 use tasks::{TaskId, Tasks};
 use verdict::Verdicts;
 
 /// What the core knows, in numbers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct CoreStatus {
     /// Nodes with a session, or within the grace for coming back.
     pub nodes: usize,
@@ -52,10 +58,20 @@ pub struct CoreStatus {
     pub leases_granted: u64,
     /// Leases that ended because their time was over.
     pub leases_expired: u64,
+    /// Leases that were cut since the start because others would have been faster.
+    pub leases_cut: u64,
     /// How often a parent was found unfit since the start: too slow, or failing.
     pub demotions: u64,
     /// Reports of paths since the start that could not be true.
     pub absurd_reports: u64,
+    /// Pieces that nodes said to have fetched under a lease that they did not have, since the start.
+    pub forged_fetches: u64,
+    /// Messages since the start that named pieces which their blob does not have.
+    pub impossible_runs: u64,
+    /// What each registry host is allowed.
+    pub hosts: Vec<HostStatus>,
+    /// How the tasks come along that most nodes wait for.
+    pub estimates: Vec<TaskEstimate>,
     /// Nodes that are shut out.
     pub shut_out: Vec<NodeId>,
 }
@@ -67,6 +83,8 @@ type Out = Vec<(NodeId, ToNode)>;
 pub struct Core {
     config: CoreConfig,
     started: Duration,
+    /// When the core was last told the time.
+    now: Duration,
     /// A node has come that had a session before this core existed: others may yet come too.
     is_successor: bool,
     nodes: Nodes,
@@ -80,8 +98,12 @@ pub struct Core {
     holding_bits: u64,
     leases_granted: u64,
     leases_expired: u64,
+    leases_cut: u64,
     demotions: u64,
     absurd_reports: u64,
+    forged_fetches: u64,
+    impossible_runs: u64,
+    hosts: Hosts,
     verdicts: Verdicts,
 }
 
@@ -91,6 +113,7 @@ impl Core {
         Self {
             config,
             started: now,
+            now,
             is_successor: false,
             nodes: Nodes::default(),
             tasks: Tasks::default(),
@@ -102,8 +125,12 @@ impl Core {
             holding_bits: 0,
             leases_granted: 0,
             leases_expired: 0,
+            leases_cut: 0,
             demotions: 0,
             absurd_reports: 0,
+            forged_fetches: 0,
+            impossible_runs: 0,
+            hosts: Hosts::default(),
             verdicts: Verdicts::new(),
         }
     }
@@ -113,6 +140,7 @@ impl Core {
     /// A new process keeps nothing of what its predecessor of the same name had. One that comes back
     /// keeps it until its announcement, which replaces it, is over.
     pub fn joined(&mut self, now: Duration, node: NodeId, info: NodeInfo, out: &mut Out) -> bool {
+        self.now = now;
         if self.verdicts.is_shut_out(&node) {
             out.push((node, ToNode::ShutOut(self.verdicts.shut_out())));
             return false;
@@ -147,6 +175,7 @@ impl Core {
 
     /// Takes a message of `node`, which must have joined; else it is ignored.
     pub fn handle(&mut self, now: Duration, node: NodeId, message: FromNode, out: &mut Out) {
+        self.now = now;
         let Some(slot) = self.nodes.slot(node) else {
             self.turn_away(node, &message, out);
             return;
@@ -188,32 +217,16 @@ impl Core {
                 self.settle(now, id, out);
             }
             FromNode::Fetched { digest, pieces } => {
-                let expires = now + self.config.lease_ttl;
-                let Some((id, member)) = self.part(slot, &digest) else {
-                    return;
-                };
-                if let Some(task) = self.tasks.get_mut(id) {
-                    task.add_held(member, &pieces, true);
-                    task.release(member, &pieces);
-                    task.renew(member, expires);
-                }
-                self.settle(now, id, out);
+                self.fetched(now, slot, digest, &pieces, out);
             }
             FromNode::Holding {
                 digest,
                 runs,
                 complete,
-            } => {
-                let Some((id, member)) = self.part(slot, &digest) else {
-                    return;
-                };
-                if let Some(task) = self.tasks.get_mut(id) {
-                    task.add_held(member, &runs, false);
-                }
-                if complete {
-                    self.complete(now, id, member, out);
-                }
-                self.settle(now, id, out);
+            } => self.holding(now, slot, digest, &runs, complete, out),
+            FromNode::SourceHost { digest, host } => self.source_host(now, slot, digest, &host),
+            FromNode::SourceLimited { host, retry_after } => {
+                self.source_limited(now, slot, &host, retry_after);
             }
             FromNode::Dropped { digest } => self.dropped(now, slot, digest, out),
             FromNode::ParentFailed {
@@ -250,6 +263,7 @@ impl Core {
 
     /// Does what is due at `now`.
     pub fn tick(&mut self, now: Duration, out: &mut Out) {
+        self.now = now;
         while let Some((until, slot)) = self.nodes.next_departure()
             && until <= now
         {
@@ -276,6 +290,7 @@ impl Core {
 
     /// What the core knows, in numbers.
     pub fn status(&self) -> CoreStatus {
+        let now = self.now;
         CoreStatus {
             nodes: self.nodes.len(),
             tasks: self.tasks.len(),
@@ -283,8 +298,13 @@ impl Core {
             leases: self.tasks.all().map(|task| task.leases.len()).sum(),
             leases_granted: self.leases_granted,
             leases_expired: self.leases_expired,
+            leases_cut: self.leases_cut,
             demotions: self.demotions,
             absurd_reports: self.absurd_reports,
+            forged_fetches: self.forged_fetches,
+            impossible_runs: self.impossible_runs,
+            hosts: self.hosts.status(now),
+            estimates: self.estimates(now),
             shut_out: self.verdicts.shut_out(),
         }
     }

@@ -85,6 +85,8 @@ pub(super) struct Node {
     pub(super) unconfirmed: BTreeSet<TaskId>,
     /// Its children, in all tasks together.
     pub(super) child_count: u32,
+    /// Hosts that it was the first to name.
+    pub(super) hosts_named: u32,
     /// What it delivers to others.
     pub(super) delivery: Delivery,
     /// What others deliver to it.
@@ -140,6 +142,7 @@ impl Nodes {
             tasks: BTreeMap::new(),
             unconfirmed: BTreeSet::new(),
             child_count: 0,
+            hosts_named: 0,
             delivery: Delivery::new(info.uplink_bytes_per_s),
             paths: Paths::default(),
         });

@@ -23,6 +23,9 @@ const PATH_HALF_LIFE: Duration = Duration::from_secs(60);
 const COMPARABLE: Duration = Duration::from_secs(30);
 /// Paths that must have been measured lately before one of them counts as slow against the others.
 const COMPARED_MIN: usize = 3;
+/// Reports on one path that come sooner after each other than this say nothing new; nodes take four times
+/// as long.
+const REPORT_MIN: Duration = Duration::from_millis(500);
 /// What a new sample weighs against the estimate before it.
 const SAMPLE_WEIGHT: f64 = 0.5;
 /// How long an uplink is watched for one sample of it.
@@ -53,6 +56,8 @@ pub(super) fn decayed(value: f64, age: Duration, half_life: Duration) -> f64 {
 pub(super) enum Absurd {
     /// Faster than any network, or more time than there was.
     Speed,
+    /// Again, before there can be anything new.
+    TooOften,
     /// Control never named that node to the reporter as a parent.
     Stranger,
 }
@@ -266,47 +271,71 @@ impl Nodes {
         expected * source.delivery.standing.trust(now)
     }
 
-    /// Takes what `child` says that it got from `parent`; true if the parent is to be demoted now.
-    pub(super) fn measured(
+    /// Takes the speed that `child` says it got from `parent`, where the report can be true.
+    pub(super) fn measure(
         &mut self,
         now: Duration,
         child: Slot,
         parent: Slot,
         report: &PathReport,
-    ) -> Result<bool, Absurd> {
-        let bytes = report.bytes;
+    ) -> Result<(), Absurd> {
+        let bytes = report.bytes as f64;
         let busy_s = report.busy.as_secs_f64();
-        if report.busy > PATH_BUSY_MAX || bytes as f64 > PATH_RATE_MAX * busy_s {
+        if report.busy > PATH_BUSY_MAX || bytes > PATH_RATE_MAX * busy_s {
             return Err(Absurd::Speed);
         }
         let serial = self.get(parent).ok_or(Absurd::Stranger)?.serial;
         let own = self.get_mut(child).map(|node| &mut node.paths);
-        let Some(own) = own.filter(|paths| paths.knows(serial)) else {
-            return Err(Absurd::Stranger);
-        };
-        let mut ratio = None;
-        let mut rate = None;
-        if !report.busy.is_zero() {
-            rate = own.measure(serial, bytes as f64 / busy_s, now);
-            ratio = own
-                .median(now)
-                .zip(rate)
-                .map(|(median, rate)| rate / median.max(1.0));
+        let own = own.filter(|paths| paths.knows(serial));
+        let own = own.ok_or(Absurd::Stranger)?;
+        if own
+            .rate(serial, now)
+            .is_some_and(|(_, age)| age < REPORT_MIN)
+        {
+            return Err(Absurd::TooOften);
         }
+        if !report.busy.is_zero() {
+            own.measure(serial, bytes / busy_s, now);
+        }
+        Ok(())
+    }
+
+    /// The middle one of the speeds at which `child` is served, where enough of them are known.
+    pub(super) fn median(&self, now: Duration, child: Slot) -> Option<f64> {
+        self.get(child)?.paths.median(now)
+    }
+
+    /// Compares what was measured; true if the parent is to be demoted now.
+    pub(super) fn judge(
+        &mut self,
+        now: Duration,
+        child: Slot,
+        parent: Slot,
+        report: &PathReport,
+        median: Option<f64>,
+    ) -> bool {
+        let serial = self.get(parent).map(|node| node.serial);
+        let rate = serial
+            .zip(self.get(child))
+            .and_then(|(serial, node)| node.paths.rate(serial, now))
+            .map(|(rate, _)| rate)
+            .filter(|_| !report.busy.is_zero());
+        let ratio = median
+            .zip(rate)
+            .map(|(median, rate)| rate / median.max(1.0));
         let Some(source) = self.get_mut(parent) else {
-            return Ok(false);
+            return false;
         };
         let fair = source.delivery.uplink() / f64::from(source.child_count.max(1));
-        source
-            .delivery
-            .delivered(now, bytes, ratio.is_some_and(|ratio| ratio < LIMITED_RATIO));
+        let is_limited = ratio.is_some_and(|ratio| ratio < LIMITED_RATIO);
+        source.delivery.delivered(now, report.bytes, is_limited);
         // Slow against the child's other parents, and against what its own uplink would give.
         let against_fair = rate.map_or(1.0, |rate| rate / fair.max(1.0));
         let standing = &mut source.delivery.standing;
         let slow =
             ratio.is_some_and(|ratio| standing.compared(now, child, ratio.max(against_fair)));
         let failing = report.failures > 0 && standing.failed(now, child);
-        Ok(slow || failing)
+        slow || failing
     }
 }
 

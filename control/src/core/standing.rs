@@ -14,7 +14,7 @@ use super::paths::decayed;
 const SLOW_RATIO: f64 = 0.25;
 /// A child of a parent on trial that gets this much of what others give is served well.
 const GOOD_RATIO: f64 = 0.5;
-/// Comparisons that must agree: a child reports once a second.
+/// Comparisons that must agree: a child reports every two seconds.
 const SLOW_SAMPLES: f64 = 4.0;
 /// Failures that are too many, within about a half-life.
 const FAILURES_MAX: f64 = 3.0;

@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use pantala_wire::{BlobDigest, PieceIndex, PieceRun, PieceSet};
 
+use super::hosts::HostId;
 use super::member::{Member, MemberId, Members};
 use super::nodes::{Nodes, Place, Slot};
+use super::progress::Progress;
 
 /// Stands for "no lease" in the table of pieces.
 const NO_LEASE: u32 = 0;
@@ -25,6 +27,8 @@ pub(super) struct Lease {
     pub(super) remaining: u32,
     pub(super) holder: MemberId,
     pub(super) expires: Duration,
+    /// The host that it is fetched from.
+    host: Option<HostId>,
 }
 
 #[derive(Clone, Copy)]
@@ -58,6 +62,9 @@ pub(super) struct Task {
     pub(super) waiting: BTreeMap<u64, MemberId>,
     pub(super) short: BTreeMap<u64, MemberId>,
     pub(super) next_ticket: u64,
+    pub(super) progress: Progress,
+    /// Leases that have ended since the core last looked: on which host, and whether all was fetched.
+    pub(super) ended: Vec<(HostId, bool)>,
     /// When the core is to look at the task again; kept by the core.
     pub(super) alarm: Option<Duration>,
     /// Since when nobody downloads it; kept by the core.
@@ -107,6 +114,8 @@ impl Task {
             waiting: BTreeMap::new(),
             short: BTreeMap::new(),
             next_ticket: 0,
+            progress: Progress::default(),
+            ended: Vec::new(),
             alarm: None,
             idle_since: None,
         }
@@ -124,6 +133,9 @@ impl Task {
     }
     pub(super) fn is_leased(&self, piece: u32) -> bool {
         self.pieces[piece as usize].lease != NO_LEASE
+    }
+    pub(super) fn is_leased_by(&self, piece: u32, lease: u32) -> bool {
+        self.pieces[piece as usize].lease == lease
     }
     /// Members that hold `piece`.
     pub(super) fn holder_count(&self, piece: u32) -> usize {
@@ -175,19 +187,25 @@ impl Task {
         }
     }
 
-    /// The member holds the pieces of `runs`; `fetched`: it read them from the source itself.
-    pub(super) fn add_held(&mut self, id: MemberId, runs: &[PieceRun], fetched: bool) {
+    /// The member holds the pieces of `runs`; `fetched`: it read them from the source itself. How many
+    /// it did not hold before.
+    pub(super) fn add_held(&mut self, id: MemberId, runs: &[PieceRun], fetched: bool) -> u32 {
+        let mut gained = 0;
         let count = self.piece_count();
         let Some(member) = self.members.get_mut(id) else {
-            return;
+            return gained;
         };
         if member.complete {
-            return;
+            return gained;
         }
         let held = member.held.get_or_insert_with(|| PieceSet::empty(count));
         for piece in ascending(runs, count).flatten() {
             let state = &mut self.pieces[piece as usize];
-            if fetched {
+            let is_leased_to_it = self
+                .leases
+                .get(&state.lease)
+                .is_some_and(|lease| lease.holder == id);
+            if fetched && (is_leased_to_it || state.fetcher == NOBODY) {
                 state.fetcher = id;
             }
             if held.insert(PieceIndex(piece)) {
@@ -195,8 +213,10 @@ impl Task {
                     self.uncovered_count -= 1;
                 }
                 state.holders += 1;
+                gained += 1;
             }
         }
+        gained
     }
 
     /// The member holds the whole blob.
@@ -244,6 +264,7 @@ impl Task {
             }
             state.lease = id;
         }
+        let host = self.members.get(holder).and_then(|member| member.host);
         self.leases.insert(
             id,
             Lease {
@@ -251,6 +272,7 @@ impl Task {
                 remaining: run.count,
                 holder,
                 expires,
+                host,
             },
         );
         self.expiries.insert((expires, id));
@@ -259,8 +281,20 @@ impl Task {
         }
     }
 
-    /// Takes the pieces of `runs` out of the leases of `holder`.
-    pub(super) fn release(&mut self, holder: MemberId, runs: &[PieceRun]) {
+    /// How many pieces of `runs` are leased to `holder`.
+    pub(super) fn leased_count(&self, holder: MemberId, runs: &[PieceRun]) -> u32 {
+        let leased = ascending(runs, self.piece_count())
+            .flatten()
+            .filter(|&piece| {
+                let lease = self.leases.get(&self.pieces[piece as usize].lease);
+                lease.is_some_and(|lease| lease.holder == holder)
+            });
+        leased.count() as u32
+    }
+
+    /// Takes the pieces of `runs` out of the leases of `holder`; how many were.
+    pub(super) fn release(&mut self, holder: MemberId, runs: &[PieceRun]) -> u32 {
+        let mut count = 0;
         for piece in ascending(runs, self.piece_count()).flatten() {
             let id = self.pieces[piece as usize].lease;
             let Some(lease) = self.leases.get_mut(&id) else {
@@ -270,12 +304,14 @@ impl Task {
                 continue;
             }
             lease.remaining -= 1;
+            count += 1;
             let is_over = lease.remaining == 0;
             self.unlease(piece);
             if is_over {
                 self.end_lease(id);
             }
         }
+        count
     }
 
     /// Ends a lease; what it still named is free again.
@@ -284,6 +320,9 @@ impl Task {
             return;
         };
         self.expiries.remove(&(lease.expires, id));
+        if let Some(host) = lease.host {
+            self.ended.push((host, lease.remaining == 0));
+        }
         for piece in lease.run.range() {
             if self.pieces[piece as usize].lease == id {
                 self.unlease(piece);
@@ -301,6 +340,14 @@ impl Task {
             self.uncovered_count += 1;
             self.has_freed = true;
         }
+    }
+
+    /// When one of the leases of `holder` was given or renewed last.
+    pub(super) fn renewed_at(&self, holder: MemberId, ttl: Duration) -> Option<Duration> {
+        let member = self.members.get(holder)?;
+        let expires = member.leases.iter().filter_map(|id| self.leases.get(id));
+        let last = expires.map(|lease| lease.expires).max()?;
+        Some(last.saturating_sub(ttl))
     }
 
     /// Progress: all leases of `holder` last until `expires`.

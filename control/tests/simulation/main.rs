@@ -12,6 +12,7 @@ mod nodes;
 mod openings;
 mod parents;
 mod rules;
+mod sources;
 
 use std::collections::BTreeMap;
 

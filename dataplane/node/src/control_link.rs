@@ -143,6 +143,9 @@ async fn deliver(event: Event, shared: &Arc<Shared>) {
                 shared.control.send(Command::ReturnLease { digest, pieces });
             }
         }
+        Event::LeaseCut { digest, pieces } => {
+            shared.tell(&digest, Input::LeaseCut { pieces }).await;
+        }
         Event::LeaseWait {
             digest,
             retry_after,

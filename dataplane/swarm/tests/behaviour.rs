@@ -291,6 +291,23 @@ fn an_overrun_lease_ends_with_the_piece_that_is_arriving() {
 }
 
 #[test]
+fn a_cut_lease_ends_with_the_piece_that_is_arriving_and_is_not_returned() {
+    let mut rig = Rig::new(4).with_control().with_source();
+    rig.fill();
+    let lease = Input::Lease {
+        pieces: run(0, 4),
+        expires_in: Duration::from_secs(10),
+    };
+    let (request, ..) = source_fetches(&rig.feed(lease))[0];
+    let pieces = run(1, 3);
+    assert_eq!(source_fetches(&rig.feed(Input::LeaseCut { pieces })), []);
+    let actions = rig.done(request, 0);
+    assert!(actions.contains(&Action::Cancel { request }));
+    assert!(!actions.contains(&Action::ReturnLease { pieces }));
+    assert!(source_fetches(&actions).is_empty());
+}
+
+#[test]
 fn a_stalled_parent_loses_its_piece_which_goes_on_elsewhere() {
     let mut rig = Rig::new(1).with_parents(2);
     rig.fill();

@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
-use pantala_control::Labels;
 use pantala_control::core::message::NodeInfo;
 use pantala_control::core::{Core, CoreConfig, FromNode, ToNode};
+use pantala_control::{Labels, PathReport};
 use pantala_wire::{BlobDigest, NodeId, PieceIndex, PieceRun};
 use serde_json::json;
 
@@ -257,7 +257,20 @@ impl Load {
                 };
                 self.send("fetched", number, message);
             }
-            90..96 => {
+            90..93 => {
+                let paths = &self.parents[number * TASKS_PER_NODE..(number + 1) * TASKS_PER_NODE];
+                let paths = paths.iter().filter(|&&parent| parent != u32::MAX);
+                let reports = paths
+                    .map(|&parent| PathReport {
+                        node: node(parent as usize),
+                        bytes: 1 << 27,
+                        busy: Duration::from_secs(2),
+                        failures: 0,
+                    })
+                    .collect();
+                self.send("paths", number, FromNode::Paths { reports });
+            }
+            93..96 => {
                 let parent = self.parents[number * TASKS_PER_NODE + place];
                 if parent != u32::MAX {
                     let message = FromNode::ParentFailed {
