@@ -96,6 +96,11 @@ pub const HOST_PAUSE_DEFAULT: Duration = Duration::from_secs(2);
 pub const HOST_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Failed parents that are remembered for one node on one task.
 pub const EXCLUDED_MAX: usize = 64;
+/// False claims that one node may report in a minute; each costs a signature's verification, and two
+/// nodes with one each shut a liar out.
+pub const ACCUSATIONS_PER_MINUTE_MAX: u32 = 64;
+/// Blobs that one node may announce in a minute: all that it may have, four times over.
+pub const ANNOUNCEMENTS_PER_MINUTE_MAX: u32 = 64 * 1024;
 /// Nodes shut out at a time; beyond it the oldest verdict lapses.
 pub const SHUT_OUT_MAX: usize = 1024;
 

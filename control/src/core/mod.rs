@@ -37,6 +37,7 @@ pub use hosts::HostStatus;
 pub use message::{FromNode, NodeInfo, PathReport, RefusedReason, TaskReport, ToNode};
 pub use progress::TaskEstimate;
 
+use config::{ACCUSATIONS_PER_MINUTE_MAX, ANNOUNCEMENTS_PER_MINUTE_MAX};
 use hosts::Hosts;
 use nodes::Nodes;
 use opening::Openings;
@@ -68,6 +69,8 @@ pub struct CoreStatus {
     pub forged_fetches: u64,
     /// Messages since the start that named pieces which their blob does not have.
     pub impossible_runs: u64,
+    /// Announcements and accusations since the start that were too many.
+    pub refused_floods: u64,
     /// What each registry host is allowed.
     pub hosts: Vec<HostStatus>,
     /// How the tasks come along that most nodes wait for.
@@ -103,6 +106,7 @@ pub struct Core {
     absurd_reports: u64,
     forged_fetches: u64,
     impossible_runs: u64,
+    refused_floods: u64,
     hosts: Hosts,
     verdicts: Verdicts,
 }
@@ -130,6 +134,7 @@ impl Core {
             absurd_reports: 0,
             forged_fetches: 0,
             impossible_runs: 0,
+            refused_floods: 0,
             hosts: Hosts::default(),
             verdicts: Verdicts::new(),
         }
@@ -242,6 +247,14 @@ impl Core {
                 true_digest,
                 relayer,
             } => {
+                let may_accuse = self
+                    .nodes
+                    .get_mut(slot)
+                    .is_some_and(|node| node.accusations.take(now, ACCUSATIONS_PER_MINUTE_MAX));
+                if !may_accuse {
+                    self.refused_floods += 1;
+                    return;
+                }
                 let guilty =
                     self.verdicts
                         .report(node, &digest, piece, &claim, &true_digest, relayer);
@@ -252,6 +265,15 @@ impl Core {
             FromNode::Paths { reports } => self.measured(now, slot, &reports, out),
             FromNode::Announce { holdings, last } => {
                 for report in &holdings {
+                    let may_announce = self.nodes.get_mut(slot).is_some_and(|node| {
+                        node.announcements.take(now, ANNOUNCEMENTS_PER_MINUTE_MAX)
+                    });
+                    if !may_announce {
+                        self.refused_floods += 1;
+                        let (digest, reason) = (report.digest, RefusedReason::Full);
+                        out.push((node, ToNode::Refused { digest, reason }));
+                        continue;
+                    }
                     self.report(now, slot, node, report, true, out);
                 }
                 if last {
@@ -303,6 +325,7 @@ impl Core {
             absurd_reports: self.absurd_reports,
             forged_fetches: self.forged_fetches,
             impossible_runs: self.impossible_runs,
+            refused_floods: self.refused_floods,
             hosts: self.hosts.status(now),
             estimates: self.estimates(now),
             shut_out: self.verdicts.shut_out(),

@@ -71,6 +71,25 @@ fn number(label: &str) -> u64 {
     hash.max(1)
 }
 
+/// How often a node may do what is expensive, in each minute.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Allowance {
+    minute: u64,
+    used: u32,
+}
+
+impl Allowance {
+    /// Takes one; false where `max` are used up.
+    pub(super) fn take(&mut self, now: Duration, max: u32) -> bool {
+        let minute = now.as_secs() / 60;
+        if minute != self.minute {
+            *self = Self { minute, used: 0 };
+        }
+        self.used = self.used.saturating_add(1);
+        self.used <= max
+    }
+}
+
 pub(super) struct Node {
     pub(super) id: NodeId,
     /// Tells it from others that have had its slot.
@@ -87,6 +106,10 @@ pub(super) struct Node {
     pub(super) child_count: u32,
     /// Hosts that it was the first to name.
     pub(super) hosts_named: u32,
+    /// Claims that it called false: each is a signature to check.
+    pub(super) accusations: Allowance,
+    /// Blobs that it announced: each replaces what was known.
+    pub(super) announcements: Allowance,
     /// What it delivers to others.
     pub(super) delivery: Delivery,
     /// What others deliver to it.
@@ -143,6 +166,8 @@ impl Nodes {
             unconfirmed: BTreeSet::new(),
             child_count: 0,
             hosts_named: 0,
+            accusations: Allowance::default(),
+            announcements: Allowance::default(),
             delivery: Delivery::new(info.uplink_bytes_per_s),
             paths: Paths::default(),
         });

@@ -174,6 +174,7 @@ impl Control for Service {
             leases_cut: status.leases_cut,
             forged_fetches: status.forged_fetches,
             impossible_runs: status.impossible_runs,
+            refused_floods: status.refused_floods,
             hosts: status.hosts.into_iter().map(host_status).collect(),
             estimates: status.estimates.iter().map(estimate).collect(),
         }))

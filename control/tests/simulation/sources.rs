@@ -3,9 +3,11 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pantala_control::core::config::{HOST_LEASES_START, HOST_PAUSE_MAX, HOSTS_PER_NODE_MAX};
+use pantala_control::core::config::{
+    ANNOUNCEMENTS_PER_MINUTE_MAX, HOST_LEASES_START, HOST_PAUSE_MAX, HOSTS_PER_NODE_MAX,
+};
 use pantala_control::core::message::NodeInfo;
-use pantala_control::core::{Core, CoreConfig, FromNode, RefusedReason, ToNode};
+use pantala_control::core::{Core, CoreConfig, FromNode, RefusedReason, TaskReport, ToNode};
 use pantala_wire::{BlobDigest, NodeId, PieceRun};
 
 use crate::model::{PIECE, SOURCE, blob};
@@ -312,6 +314,33 @@ fn pieces_that_cannot_be_and_leases_that_never_were_are_refused_and_counted() {
     cluster.fetched(1, blob(0), one(3));
     assert!(cluster.core.status().leases <= leases);
     assert_eq!(cluster.core.status().forged_fetches, 1);
+}
+
+#[test]
+fn announcements_without_end_are_refused_and_counted_and_the_next_minute_is_a_new_one() {
+    let mut cluster = Cluster::new(2);
+    let report = TaskReport {
+        digest: blob(0),
+        size_bytes: PIECE,
+        has_source: false,
+        wanted: false,
+        complete: true,
+        held: Vec::new(),
+        fetching: Vec::new(),
+    };
+    let announce = |cluster: &mut Cluster, number: usize| {
+        let holdings = vec![report.clone(); 1024];
+        let last = false;
+        cluster.send(number, FromNode::Announce { holdings, last })
+    };
+    for _ in 0..ANNOUNCEMENTS_PER_MINUTE_MAX / 1024 {
+        assert!(announce(&mut cluster, 0).is_empty());
+    }
+    assert_eq!(announce(&mut cluster, 0).len(), 1024);
+    assert_eq!(cluster.core.status().refused_floods, 1024);
+    assert!(announce(&mut cluster, 1).is_empty(), "another node");
+    cluster.now += S * 60;
+    assert!(announce(&mut cluster, 0).is_empty());
 }
 
 #[test]

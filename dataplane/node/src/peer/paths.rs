@@ -72,7 +72,7 @@ impl PathMeter {
     /// `parent` has failed a request.
     pub fn failed(&self, parent: NodeId) {
         self.change(parent, |path| {
-            path.failures = path.failures.saturating_add(1)
+            path.failures = path.failures.saturating_add(1);
         });
     }
 
