@@ -9,7 +9,8 @@ use std::time::Duration;
 use pantala_wire::{BlobDigest, Claim, NodeId, PieceDigest, PieceIndex, PieceRun};
 
 use crate::client::Event;
-use crate::core::message::{FromNode, Labels, Peer, RefusedReason, TaskReport, ToNode};
+use crate::core::config::{HOST_NAME_LEN_MAX, PATHS_PER_REPORT_MAX};
+use crate::core::message::{FromNode, Labels, PathReport, Peer, RefusedReason, TaskReport, ToNode};
 use crate::proto;
 use crate::proto::from_node::Kind as Up;
 use crate::proto::to_node::Kind as Down;
@@ -50,6 +51,8 @@ pub(crate) struct Hello {
     pub(crate) advertise: SocketAddr,
     pub(crate) labels: Labels,
     pub(crate) resumed: bool,
+    pub(crate) uplink_bytes_per_s: Option<u64>,
+    pub(crate) is_seed: bool,
 }
 
 fn digest(bytes: &[u8]) -> Result<BlobDigest, Malformed> {
@@ -91,10 +94,35 @@ fn task(task: &proto::Task) -> Result<TaskReport, Malformed> {
     })
 }
 
+fn host(name: String) -> Result<String, Malformed> {
+    if name.len() > HOST_NAME_LEN_MAX {
+        return Err(Malformed("the name of a host is too long"));
+    }
+    Ok(name)
+}
+
+fn path_reports(paths: &proto::Paths) -> Result<Vec<PathReport>, Malformed> {
+    if paths.paths.len() > PATHS_PER_REPORT_MAX {
+        return Err(Malformed("too many paths"));
+    }
+    let report = |path: &proto::Path| {
+        Ok(PathReport {
+            node: node(&path.node)?,
+            bytes: path.bytes,
+            busy: Duration::from_micros(path.busy_us),
+            failures: path.failures,
+        })
+    };
+    paths.paths.iter().map(report).collect()
+}
+
 impl TryFrom<proto::FromNode> for Inbound {
     type Error = Malformed;
     fn try_from(message: proto::FromNode) -> Result<Self, Malformed> {
-        let kind = message.kind.ok_or(Malformed("of no kind"))?;
+        // A kind that this version does not know: the node lives, and goes on with what it has.
+        let Some(kind) = message.kind else {
+            return Ok(Self::Heartbeat);
+        };
         Ok(Self::Message(match kind {
             Up::Hello(hello) => {
                 return Ok(Self::Hello(Hello {
@@ -108,6 +136,8 @@ impl TryFrom<proto::FromNode> for Inbound {
                         zone: label(hello.zone)?,
                     },
                     resumed: hello.resumed,
+                    uplink_bytes_per_s: Some(hello.uplink_bytes_per_s).filter(|&rate| rate > 0),
+                    is_seed: hello.seed,
                 }));
             }
             Up::Heartbeat(_) => return Ok(Self::Heartbeat),
@@ -156,6 +186,17 @@ impl TryFrom<proto::FromNode> for Inbound {
                 digest: digest(&holding.digest)?,
                 runs: runs(&holding.runs)?,
                 complete: holding.complete,
+            },
+            Up::SourceHost(source) => FromNode::SourceHost {
+                digest: digest(&source.digest)?,
+                host: host(source.host)?,
+            },
+            Up::SourceLimited(limited) => FromNode::SourceLimited {
+                host: host(limited.host)?,
+                retry_after: limited.retry_after_ms.map(Duration::from_millis),
+            },
+            Up::Paths(paths) => FromNode::Paths {
+                reports: path_reports(&paths)?,
             },
             Up::Dropped(blob) => FromNode::Dropped {
                 digest: digest(&blob.digest)?,
@@ -265,6 +306,25 @@ pub(crate) fn commands(command: &FromNode) -> Vec<proto::FromNode> {
             runs: to_runs(runs),
             complete: *complete,
         }),
+        FromNode::SourceHost { digest, host } => Up::SourceHost(proto::SourceHost {
+            digest: digest.as_bytes().to_vec(),
+            host: host.clone(),
+        }),
+        FromNode::SourceLimited { host, retry_after } => Up::SourceLimited(proto::SourceLimited {
+            host: host.clone(),
+            retry_after_ms: retry_after.map(|wait| wait.as_millis() as u64),
+        }),
+        FromNode::Paths { reports } => Up::Paths(proto::Paths {
+            paths: reports
+                .iter()
+                .map(|report| proto::Path {
+                    node: report.node.as_bytes().to_vec(),
+                    bytes: report.bytes,
+                    busy_us: report.busy.as_micros() as u64,
+                    failures: report.failures,
+                })
+                .collect(),
+        }),
         FromNode::Dropped { digest } => Up::Dropped(to_blob(digest)),
         FromNode::ParentFailed { digest, node } => Up::ParentFailed(proto::ParentFailed {
             digest: digest.as_bytes().to_vec(),
@@ -339,6 +399,10 @@ impl From<&ToNode> for proto::ToNode {
                 pieces: to_runs(&[*pieces]).pop(),
                 expires_in_ms: expires_in.as_millis() as u64,
             }),
+            ToNode::LeaseCut { digest, pieces } => Down::LeaseCut(proto::LeaseCut {
+                digest: digest.as_bytes().to_vec(),
+                pieces: to_runs(&[*pieces]).pop(),
+            }),
             ToNode::LeaseWait {
                 digest,
                 retry_after,
@@ -361,6 +425,7 @@ impl From<&ToNode> for proto::ToNode {
                     RefusedReason::Size => proto::refused::Reason::Size,
                     RefusedReason::UnknownTask => proto::refused::Reason::UnknownTask,
                     RefusedReason::ShutOut => proto::refused::Reason::ShutOut,
+                    RefusedReason::Impossible => proto::refused::Reason::Impossible,
                 }
                 .into(),
             }),
@@ -370,7 +435,10 @@ impl From<&ToNode> for proto::ToNode {
 
 /// What control says, as an event for the node; `None` for a heartbeat.
 pub(crate) fn event(message: proto::ToNode) -> Result<Option<Event>, Malformed> {
-    let kind = message.kind.ok_or(Malformed("of no kind"))?;
+    // A kind that this version does not know is no reason to leave.
+    let Some(kind) = message.kind else {
+        return Ok(None);
+    };
     Ok(Some(match kind {
         Down::Heartbeat(_) => return Ok(None),
         Down::Parents(parents) => Event::Parents {
@@ -398,6 +466,14 @@ pub(crate) fn event(message: proto::ToNode) -> Result<Option<Event>, Malformed> 
                 .ok_or(Malformed("a lease without pieces"))?,
             expires_in: Duration::from_millis(lease.expires_in_ms),
         },
+        Down::LeaseCut(cut) => Event::LeaseCut {
+            digest: digest(&cut.digest)?,
+            pieces: cut
+                .pieces
+                .as_ref()
+                .map(run)
+                .ok_or(Malformed("a cut without pieces"))?,
+        },
         Down::LeaseWait(wait) => Event::LeaseWait {
             digest: digest(&wait.digest)?,
             retry_after: Duration::from_millis(wait.retry_after_ms),
@@ -418,6 +494,7 @@ pub(crate) fn event(message: proto::ToNode) -> Result<Option<Event>, Malformed> 
                 proto::refused::Reason::Size => RefusedReason::Size,
                 proto::refused::Reason::UnknownTask => RefusedReason::UnknownTask,
                 proto::refused::Reason::ShutOut => RefusedReason::ShutOut,
+                proto::refused::Reason::Impossible => RefusedReason::Impossible,
                 // A reason that this version does not know: the node goes on alone.
                 proto::refused::Reason::Full | proto::refused::Reason::Unspecified => {
                     RefusedReason::Full

@@ -19,7 +19,7 @@ pub mod token;
 mod x509;
 
 pub use client::{ClientConfig, Command, ControlClient, ControlHandle, Event};
-pub use core::message::{Labels, Peer, RefusedReason, TaskReport};
+pub use core::message::{Labels, PathReport, Peer, RefusedReason, TaskReport};
 pub use identity::{Identity, IdentityError, JoinTarget};
 pub use service::{Server, ServerConfig};
 pub use token::JoinToken;

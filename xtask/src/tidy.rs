@@ -41,7 +41,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "pantala-perf",
-        &["pantala-quic", "pantala-store", "pantala-wire"],
+        &[
+            "pantala-control",
+            "pantala-quic",
+            "pantala-store",
+            "pantala-wire",
+        ],
     ),
     ("xtask", &[]),
 ];

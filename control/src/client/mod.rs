@@ -42,6 +42,10 @@ pub struct ClientConfig {
     pub advertise_addr: SocketAddr,
     /// Where this node stands.
     pub labels: Labels,
+    /// What this node can send, bytes a second; found out where absent.
+    pub uplink_bytes_per_s: Option<u64>,
+    /// This node is here to serve others.
+    pub is_seed: bool,
     /// How often the node says that it lives. Must be well below control's liveness timeout.
     pub heartbeat_interval: Duration,
     /// How long a silent control counts as alive.
@@ -56,6 +60,8 @@ impl ClientConfig {
             identity,
             advertise_addr,
             labels: Labels::default(),
+            uplink_bytes_per_s: None,
+            is_seed: false,
             heartbeat_interval: Duration::from_secs(5),
             liveness_timeout: Duration::from_secs(15),
         }
@@ -87,6 +93,13 @@ pub enum Event {
         pieces: PieceRun,
         /// Time until the lease ends, unless progress extends it.
         expires_in: Duration,
+    },
+    /// Pieces that this node shall not begin to fetch: its lease on them has ended.
+    LeaseCut {
+        /// The blob.
+        digest: BlobDigest,
+        /// The pieces.
+        pieces: PieceRun,
     },
     /// Nothing can be leased now.
     LeaseWait {

@@ -141,6 +141,8 @@ async fn start(config: &ClientConfig, resumed: bool) -> Result<Streams, String> 
         rack: config.labels.rack.clone(),
         zone: config.labels.zone.clone(),
         resumed,
+        uplink_bytes_per_s: config.uplink_bytes_per_s.unwrap_or(0),
+        seed: config.is_seed,
     };
     // There is room: nothing else is in the queue yet.
     outbound

@@ -51,6 +51,22 @@ fn every_command_arrives_as_it_was_sent() {
             runs,
             complete: true,
         },
+        FromNode::SourceHost {
+            digest,
+            host: "registry.example:5000".into(),
+        },
+        FromNode::SourceLimited {
+            host: "registry.example".into(),
+            retry_after: Some(Duration::from_millis(1)),
+        },
+        FromNode::Paths {
+            reports: vec![PathReport {
+                node,
+                bytes: 11,
+                busy: Duration::from_micros(12),
+                failures: 13,
+            }],
+        },
         FromNode::Dropped { digest },
         FromNode::ParentFailed { digest, node },
         FromNode::FalseClaim {

@@ -5,85 +5,135 @@ use std::time::Duration;
 use pantala_wire::{BlobDigest, PieceLayout};
 
 use super::config::PUSHES_PER_EVENT_MAX;
+use super::hosts::HostId;
+use super::member::MemberId;
 use super::message::{RefusedReason, TaskReport, ToNode};
 use super::nodes::Slot;
 use super::opening::opening_pieces;
+use super::parents::task_salt;
 use super::task::Task;
+use super::tasks::TaskId;
 use super::{Core, Out};
 
 impl Core {
+    /// The task of this digest, and the node's part in it.
+    pub(super) fn part(&self, slot: Slot, digest: &BlobDigest) -> Option<(TaskId, MemberId)> {
+        let task = self.tasks.find(digest)?;
+        let member = self.nodes.get(slot)?.tasks.get(&task)?;
+        Some((task, *member))
+    }
+
     /// Makes the node a member of the task, and the task where there is none.
-    pub(super) fn enter(&mut self, slot: Slot, report: &TaskReport) -> Result<(), RefusedReason> {
+    pub(super) fn enter(
+        &mut self,
+        slot: Slot,
+        report: &TaskReport,
+    ) -> Result<(TaskId, MemberId), RefusedReason> {
         let digest = report.digest;
         let layout = PieceLayout::new(report.size_bytes).map_err(|_| RefusedReason::Size)?;
         let count = layout.piece_count();
-        let is_member = match self.tasks.get(&digest) {
-            Some(task) if task.size_bytes != report.size_bytes => return Err(RefusedReason::Size),
-            Some(task) => task.members.contains_key(&slot),
-            None => false,
-        };
-        if !is_member
-            && (self.memberships >= self.config.memberships_max
-                || self.holding_bits + u64::from(count) > self.config.holding_bits_max)
+        let known = self.tasks.find(&digest);
+        if let Some(task) = known.and_then(|id| self.tasks.get(id))
+            && task.size_bytes != report.size_bytes
+        {
+            return Err(RefusedReason::Size);
+        }
+        if let Some((id, member)) = self.part(slot, &digest) {
+            if let Some(node) = self.nodes.get_mut(slot) {
+                node.unconfirmed.remove(&id);
+            }
+            return Ok((id, member));
+        }
+        let node = self.nodes.get(slot).ok_or(RefusedReason::Full)?;
+        if node.tasks.len() >= self.config.tasks_per_node_max
+            || self.memberships >= self.config.memberships_max
+            || self.holding_bits + u64::from(count) > self.config.holding_bits_max
         {
             return Err(RefusedReason::Full);
         }
-        if !self.tasks.contains_key(&digest) {
-            while self.tasks.len() >= self.config.tasks_max
-                || self.pieces + u64::from(count) > self.config.pieces_max
-            {
-                let Some(&(_, oldest)) = self.idle.first() else {
-                    return Err(RefusedReason::Full);
-                };
-                self.forget(oldest);
-            }
-            self.pieces += u64::from(count);
-            let mut task = Task::new(digest, report.size_bytes, count);
-            if self.openings.is_open(&digest) {
-                task.reserved_count = opening_pieces(&layout);
-            }
-            self.tasks.insert(digest, task);
+        let place = node.place;
+        let id = match known {
+            Some(id) => id,
+            None => self.add_task(report, &layout)?,
+        };
+        let task = self.tasks.get_mut(id).ok_or(RefusedReason::Full)?;
+        let member = task.enter(slot, place);
+        if let Some(node) = self.nodes.get_mut(slot) {
+            node.tasks.insert(id, member);
         }
-        if let Some(task) = self.tasks.get_mut(&digest) {
-            task.enter(slot);
-        }
-        if let Some(entry) = self.nodes.get_mut(slot) {
-            entry.unconfirmed.remove(&digest);
-            entry.tasks.insert(digest);
-        }
-        if !is_member {
-            self.memberships += 1;
-            self.holding_bits += u64::from(count);
-        }
-        Ok(())
+        self.memberships += 1;
+        self.holding_bits += u64::from(count);
+        Ok((id, member))
     }
 
-    pub(super) fn push_parents(&self, digest: BlobDigest, slots: &[Slot], out: &mut Out) {
-        let Some(task) = self.tasks.get(&digest) else {
+    fn add_task(
+        &mut self,
+        report: &TaskReport,
+        layout: &PieceLayout,
+    ) -> Result<TaskId, RefusedReason> {
+        let count = layout.piece_count();
+        while self.tasks.len() >= self.config.tasks_max
+            || self.pieces + u64::from(count) > self.config.pieces_max
+        {
+            let Some(&(_, oldest)) = self.idle.first() else {
+                return Err(RefusedReason::Full);
+            };
+            self.forget(oldest);
+        }
+        self.pieces += u64::from(count);
+        let salt = task_salt(self.config.seed, &report.digest);
+        let mut task = Task::new(report.digest, report.size_bytes, count, salt);
+        if self.openings.is_open(&report.digest) {
+            task.reserved_count = opening_pieces(layout);
+        }
+        Ok(self.tasks.add(task))
+    }
+
+    pub(super) fn push_parents(
+        &self,
+        now: Duration,
+        id: TaskId,
+        members: &[MemberId],
+        out: &mut Out,
+    ) {
+        let Some(task) = self.tasks.get(id) else {
             return;
         };
-        for &slot in slots {
-            if let Some(node) = self.nodes.get(slot)
+        let digest = task.digest;
+        for &child in members {
+            if let Some(member) = task.members.get(child).filter(|m| m.wanted)
+                && let Some(node) = self.nodes.get(member.slot)
                 && node.away_until.is_none()
-                && task.members.get(&slot).is_some_and(|m| m.wanted)
             {
-                let peers = task.peers_of(&self.nodes, slot);
+                let peers = task.peers_of(now, &self.nodes, child);
                 out.push((node.id, ToNode::Parents { digest, peers }));
             }
         }
     }
 
+    pub(super) fn settle_digest(&mut self, now: Duration, digest: BlobDigest, out: &mut Out) {
+        if let Some(id) = self.tasks.find(&digest) {
+            self.settle(now, id, out);
+        }
+    }
+
     /// Brings what depends on the task's state up to date, after every event on it.
-    pub(super) fn settle(&mut self, now: Duration, digest: BlobDigest, out: &mut Out) {
-        let Some(task) = self.tasks.get_mut(&digest) else {
+    pub(super) fn settle(&mut self, now: Duration, id: TaskId, out: &mut Out) {
+        let Some(task) = self.tasks.get_mut(id) else {
             return;
         };
         if task.members.is_empty() {
-            self.forget(digest);
+            let ended = std::mem::take(&mut task.ended);
+            self.forget(id);
+            self.pass_on(now, ended, out);
             return;
         }
-        for slot in task.wake(PUSHES_PER_EVENT_MAX) {
-            if let Some(node) = self.nodes.get(slot) {
+        let digest = task.digest;
+        let ended = std::mem::take(&mut task.ended);
+        for member in task.wake(PUSHES_PER_EVENT_MAX) {
+            if let Some(member) = task.members.get(member)
+                && let Some(node) = self.nodes.get(member.slot)
+            {
                 let retry_after = Duration::ZERO;
                 out.push((
                     node.id,
@@ -98,43 +148,80 @@ impl Core {
         let before = std::mem::replace(&mut task.alarm, alarm);
         if before != alarm {
             if let Some(before) = before {
-                self.alarms.remove(&(before, digest));
+                self.alarms.remove(&(before, id));
             }
             if let Some(alarm) = alarm {
-                self.alarms.insert((alarm, digest));
+                self.alarms.insert((alarm, id));
             }
         }
         match (task.wanted_count, task.idle_since) {
             (0, None) => {
                 task.idle_since = Some(now);
-                self.idle.insert((now, digest));
+                self.idle.insert((now, id));
             }
             (1.., Some(since)) => {
                 task.idle_since = None;
-                self.idle.remove(&(since, digest));
+                self.idle.remove(&(since, id));
             }
             _ => {}
+        }
+        self.pass_on(now, ended, out);
+    }
+
+    /// Leases have ended: their host has room for others.
+    fn pass_on(&mut self, now: Duration, ended: Vec<(HostId, bool)>, out: &mut Out) {
+        for (host, is_done) in ended {
+            self.hosts.ended(host, is_done);
+            let Some(id) = self.hosts.next_starved(host, now) else {
+                continue;
+            };
+            let Some(task) = self.tasks.get_mut(id) else {
+                continue;
+            };
+            let digest = task.digest;
+            let retry_after = Duration::ZERO;
+            for member in task.wake_some(1) {
+                let slot = task.members.get(member).map(|member| member.slot);
+                if let Some(node) = slot.and_then(|slot| self.nodes.get(slot)) {
+                    out.push((
+                        node.id,
+                        ToNode::LeaseWait {
+                            digest,
+                            retry_after,
+                        },
+                    ));
+                }
+            }
+            if !task.waiting.is_empty() {
+                self.hosts.starve(host, id);
+            }
         }
     }
 
     /// Removes a task and every trace of it.
-    pub(super) fn forget(&mut self, digest: BlobDigest) {
-        let Some(task) = self.tasks.remove(&digest) else {
+    pub(super) fn forget(&mut self, id: TaskId) {
+        let Some(mut task) = self.tasks.remove(id) else {
             return;
         };
         if let Some(alarm) = task.alarm {
-            self.alarms.remove(&(alarm, digest));
+            self.alarms.remove(&(alarm, id));
         }
         if let Some(since) = task.idle_since {
-            self.idle.remove(&(since, digest));
+            self.idle.remove(&(since, id));
         }
         self.pieces -= u64::from(task.piece_count());
         self.memberships -= task.members.len();
         self.holding_bits -= u64::from(task.piece_count()) * task.members.len() as u64;
-        for slot in task.members.keys() {
-            if let Some(node) = self.nodes.get_mut(*slot) {
-                node.tasks.remove(&digest);
-                node.unconfirmed.remove(&digest);
+        for member in task.members.all().to_vec() {
+            task.drop_children(&mut self.nodes, member);
+            let part = task.members.get(member).map(|it| (it.slot, it.host));
+            let (slot, host) = part.unzip();
+            if let Some(host) = host.flatten() {
+                self.hosts.leave(host);
+            }
+            if let Some(node) = slot.and_then(|slot| self.nodes.get_mut(slot)) {
+                node.tasks.remove(&id);
+                node.unconfirmed.remove(&id);
             }
         }
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::member::Roll;
+
 /// Pieces in one lease at most. Others wait for the last piece of a run while its holder reads the
 /// first ones, and a slow registry divided by many transfers gives each a few MiB/s: 8 MiB are a
 /// wait of a second or two then, and of milliseconds on a fast one.
@@ -21,17 +23,84 @@ pub const PARENTS_TARGET: usize = 8;
 pub const PARENTS_LOW: usize = 4;
 /// Parents of one node on one task at most; a connection each.
 pub const PARENTS_MAX: usize = 16;
-/// Children that a parent takes readily.
-pub const CHILDREN_SOFT_MAX: usize = 16;
-/// Children that a parent takes at most, for nodes that would else have too few parents, or none
-/// that holds what they need.
-pub const CHILDREN_HARD_MAX: usize = 64;
-/// Members looked at for one choice of parents: a task has thousands, and an event must stay cheap.
-pub const CANDIDATES_MAX: usize = 64;
+/// Of these, those of the child's own rack that do not hold the whole blob: a rack whose nodes had
+/// only each other would wait for the same pieces together.
+pub const PARENTS_NEAR_MAX: usize = 5;
+/// What one child should get of its parent's uplink: 10 Gbit/s for 16 children. With eight parents, a
+/// child then gets 5 Gbit/s when all are busy.
+pub const CHILD_SHARE_BYTES_PER_S: f64 = 78_125_000.0;
+/// Children in one task that the slowest parent takes readily.
+pub const CHILDREN_MIN: usize = 2;
+/// Children in one task that the fastest parent takes readily.
+pub const CHILDREN_SOFT_MAX: usize = 64;
+/// How many times as many a parent takes for nodes that would else have too few parents.
+pub const HARD_FACTOR: usize = 4;
+/// Children in one task that any parent takes at most; a stream of news each.
+pub const CHILDREN_HARD_MAX: usize = 128;
+/// Children that any parent takes, also a slow or demoted one, for nodes that lack a piece which nobody
+/// else may have.
+pub const CHILDREN_LAST: usize = 16;
+/// Children of one node in all tasks together.
+pub const CHILDREN_PER_NODE_MAX: usize = 4096;
+/// Members looked at for one choice of parents, by the roll that they are drawn from: a task has
+/// thousands, and an event must stay cheap. With eight to choose, five times as many find a good set.
+pub(super) const CANDIDATES: [(Roll, usize); 5] = [
+    (Roll::Seeds, 4),
+    (Roll::Complete, 10),
+    (Roll::Rack, 8),
+    (Roll::Zone, 6),
+    (Roll::All, 12),
+];
+/// Members of each roll that are looked at to find one that holds a certain piece.
+pub const HOLDERS_SAMPLED: usize = 24;
+/// How much more than another node a seed counts as a parent.
+pub const SEED_FACTOR: f64 = 2.0;
+/// Parents of a node whose speed is remembered, 16 bytes each: eight for each of eight downloads.
+pub const PATHS_PER_NODE_MAX: usize = 64;
+/// Paths in one report.
+pub const PATHS_PER_REPORT_MAX: usize = PATHS_PER_NODE_MAX;
+/// Longest time that one report covers; a node reports every two seconds, and a lost session delays it.
+pub const PATH_BUSY_MAX: Duration = Duration::from_secs(60);
+/// Fastest path that is believed: 800 Gbit/s, twice the fastest port there is.
+pub const PATH_RATE_MAX: f64 = 1e11;
+/// What an uplink is thought to be while nothing is known: 10 Gbit/s.
+pub const UPLINK_PRIOR_BYTES_PER_S: f64 = 1.25e9;
+/// The slowest uplink that is believed: 8 Mbit/s. Below it, a node is no parent worth a choice.
+pub const UPLINK_MIN_BYTES_PER_S: f64 = 1e6;
 /// Nodes told of better parents, or of leases come free, because of one event.
 pub const PUSHES_PER_EVENT_MAX: usize = 8;
+/// Children moved to other parents at once when theirs is demoted; the others are moved by their own
+/// next report, two seconds later.
+pub const DEMOTION_MOVES_MAX: usize = 32;
+/// Tasks looked at to part one child from one parent.
+pub const SHARED_TASKS_MAX: usize = 64;
+/// Leases looked at to find a slow one: those that have brought nothing for longest.
+pub const LEASES_COMPARED: usize = 4;
+/// Tasks that the status tells of: those that most nodes wait for.
+pub const ESTIMATES_MAX: usize = 32;
+/// Members looked at for one estimate.
+pub const ESTIMATE_SAMPLED: usize = 256;
+/// Registry hosts that are told apart; a cluster has a handful.
+pub const HOSTS_MAX: usize = 1024;
+/// Of these, those that one node may bring up.
+pub const HOSTS_PER_NODE_MAX: u32 = 64;
+/// Longest name of a host: what DNS allows, and a port.
+pub const HOST_NAME_LEN_MAX: usize = 262;
+/// Leases on one host that may be under way at first: with 8 MiB each, enough to fill its links.
+pub const HOST_LEASES_START: f64 = 64.0;
+/// Leases on one host that may ever be under way.
+pub const HOST_LEASES_MAX: f64 = 4096.0;
+/// How long a host that complains without naming a time is left alone.
+pub const HOST_PAUSE_DEFAULT: Duration = Duration::from_secs(2);
+/// The longest pause that is heeded: a mistaken or false report must not stop a cluster for an hour.
+pub const HOST_PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Failed parents that are remembered for one node on one task.
 pub const EXCLUDED_MAX: usize = 64;
+/// False claims that one node may report in a minute; each costs a signature's verification, and two
+/// nodes with one each shut a liar out.
+pub const ACCUSATIONS_PER_MINUTE_MAX: u32 = 64;
+/// Blobs that one node may announce in a minute: all that it may have, four times over.
+pub const ANNOUNCEMENTS_PER_MINUTE_MAX: u32 = 64 * 1024;
 /// Nodes shut out at a time; beyond it the oldest verdict lapses.
 pub const SHUT_OUT_MAX: usize = 1024;
 
@@ -55,11 +124,13 @@ pub struct CoreConfig {
     pub retry_min: Duration,
     /// Longest such time.
     pub retry_max: Duration,
-    /// Nodes at most.
+    /// Nodes at most, some 700 bytes each, and 1 KiB where many paths have been measured.
     pub nodes_max: usize,
     /// Tasks at most; beyond it the one that was idle longest is forgotten.
     pub tasks_max: usize,
-    /// Memberships of nodes in tasks at most, some 200 bytes each.
+    /// Tasks of one node at most: one node that announces without end must not use up all memberships.
+    pub tasks_per_node_max: usize,
+    /// Memberships of nodes in tasks at most, some 500 bytes each and a bit for each piece.
     pub memberships_max: usize,
     /// Pieces of all tasks at most, 12 bytes each.
     pub pieces_max: u64,
@@ -78,11 +149,12 @@ impl Default for CoreConfig {
             parent_exclusion: Duration::from_secs(30),
             retry_min: Duration::from_millis(500),
             retry_max: Duration::from_secs(5),
-            nodes_max: 16 * 1024,
+            nodes_max: 128 * 1024,
             tasks_max: 64 * 1024,
-            memberships_max: 1024 * 1024,
+            tasks_per_node_max: 16 * 1024,
+            memberships_max: 4 * 1024 * 1024,
             pieces_max: 16 * 1024 * 1024,
-            holding_bits_max: 1 << 31,
+            holding_bits_max: 1 << 33,
         }
     }
 }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use pantala_wire::{PieceIndex, PieceRun};
 
 use super::config::{LEASE_RUN_MAX, LEASES_PER_MEMBER_MAX};
-use super::nodes::Slot;
-use super::task::{Member, Task, ascending};
+use super::member::{Member, MemberId};
+use super::task::{Task, ascending};
 
 impl Task {
     /// Whether a lease on `piece` may go to `member`: nobody has one nor an opening, the member lacks the
@@ -22,8 +22,9 @@ impl Task {
         let failed_count = member
             .excluded
             .iter()
-            .filter(|&&(slot, until)| {
-                now < until && self.members.get(&slot).is_some_and(|m| m.holds(piece))
+            .filter(|&&(id, slot, until)| {
+                let failed = self.members.get(id).filter(|m| m.slot == slot);
+                now < until && failed.is_some_and(|m| m.holds(piece))
             })
             .count();
         failed_count == holder_count
@@ -39,13 +40,13 @@ impl Task {
     /// Leases pieces out of `wanted` to `slot`, from `urgent` on where that can be.
     pub(super) fn grant(
         &mut self,
-        slot: Slot,
+        id: MemberId,
         wanted: &[PieceRun],
         urgent: Option<PieceIndex>,
         now: Duration,
         ttl: Duration,
     ) -> Option<PieceRun> {
-        let member = self.members.get(&slot)?;
+        let member = self.members.get(id)?;
         let may_have_more = member.wanted
             && member.has_source
             && member.leases.len() < LEASES_PER_MEMBER_MAX
@@ -57,8 +58,8 @@ impl Task {
         let run = self
             .first_leasable(member, wanted, urgent..u32::MAX, now)
             .or_else(|| self.first_leasable(member, wanted, 0..urgent, now))?;
-        self.add_lease(slot, run, now + ttl);
-        self.stop_waiting(slot);
+        self.add_lease(id, run, now + ttl);
+        self.stop_waiting(id);
         Some(run)
     }
 
@@ -88,7 +89,7 @@ impl Task {
     /// else has or holds the pieces.
     pub(super) fn regrant(
         &mut self,
-        slot: Slot,
+        id: MemberId,
         fetching: &[PieceRun],
         now: Duration,
         ttl: Duration,
@@ -96,7 +97,7 @@ impl Task {
         let mut given = Vec::new();
         let mut at = 0;
         loop {
-            let Some(member) = self.members.get(&slot) else {
+            let Some(member) = self.members.get(id) else {
                 return given;
             };
             if member.leases.len() >= LEASES_PER_MEMBER_MAX {
@@ -113,7 +114,7 @@ impl Task {
             });
             let Some(run) = next else { return given };
             at = run.first + run.count;
-            self.add_lease(slot, run, now + ttl);
+            self.add_lease(id, run, now + ttl);
             given.push(run);
         }
     }
@@ -131,14 +132,18 @@ impl Task {
     }
 
     /// The waiting members to tell that something has come free, at most `max` of them.
-    pub(super) fn wake(&mut self, max: usize) -> Vec<Slot> {
+    pub(super) fn wake(&mut self, max: usize) -> Vec<MemberId> {
         if !std::mem::take(&mut self.has_freed) {
             return Vec::new();
         }
-        let count = max.min(self.free_count() as usize);
-        let woken: Vec<Slot> = self.waiting.values().copied().take(count).collect();
-        for &slot in &woken {
-            self.stop_waiting(slot);
+        self.wake_some(max.min(self.free_count() as usize))
+    }
+
+    /// The same, whether or not something is free.
+    pub(super) fn wake_some(&mut self, count: usize) -> Vec<MemberId> {
+        let woken: Vec<MemberId> = self.waiting.values().copied().take(count).collect();
+        for &id in &woken {
+            self.stop_waiting(id);
         }
         woken
     }

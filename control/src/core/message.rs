@@ -1,7 +1,7 @@
 //! What the core is told and what it answers, free of any encoding.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use pantala_wire::{BlobDigest, Claim, NodeId, PieceDigest, PieceIndex, PieceRun};
@@ -26,6 +26,36 @@ pub struct NodeInfo {
     pub labels: Labels,
     /// Its process had a session before, so the cluster is older than this connection.
     pub resumed: bool,
+    /// What its operator says that it can send, bytes a second.
+    pub uplink_bytes_per_s: Option<u64>,
+    /// It is here to serve others: they are given it before nodes that are not.
+    pub is_seed: bool,
+}
+
+impl Default for NodeInfo {
+    /// A new process that says nothing of itself, not even where it listens.
+    fn default() -> Self {
+        Self {
+            address: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+            labels: Labels::default(),
+            resumed: false,
+            uplink_bytes_per_s: None,
+            is_seed: false,
+        }
+    }
+}
+
+/// What a node got from one parent since it reported last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PathReport {
+    /// The parent.
+    pub node: NodeId,
+    /// Verified bytes that it delivered.
+    pub bytes: u64,
+    /// Time in which at least one request to it was under way.
+    pub busy: Duration,
+    /// Requests that it failed, its being busy left out.
+    pub failures: u32,
 }
 
 /// A node that another may fetch pieces from.
@@ -98,6 +128,20 @@ pub enum FromNode {
         /// The piece that it needs first.
         urgent: Option<PieceIndex>,
     },
+    /// The registry host that the node would fetch the blob from; counts for its leases from now on.
+    SourceHost {
+        /// The blob.
+        digest: BlobDigest,
+        /// The host, with its port where it is not the usual one.
+        host: String,
+    },
+    /// A registry has told the node that it is asked too much (429, or 503 with a time).
+    SourceLimited {
+        /// The host.
+        host: String,
+        /// When it may be asked again, as it says.
+        retry_after: Option<Duration>,
+    },
     /// Gives leased pieces back that the node will not fetch.
     ReturnLease {
         /// The blob.
@@ -146,6 +190,12 @@ pub enum FromNode {
         /// The node that sent the piece with this claim.
         relayer: NodeId,
     },
+    /// What the node got from its parents lately.
+    Paths {
+        /// One report for each parent, [`PATHS_PER_REPORT_MAX`](super::config::PATHS_PER_REPORT_MAX) at
+        /// most.
+        reports: Vec<PathReport>,
+    },
     /// What the node has, after a connect; may come in many messages.
     Announce {
         /// One report for each blob.
@@ -166,6 +216,8 @@ pub enum RefusedReason {
     UnknownTask,
     /// The node is shut out.
     ShutOut,
+    /// It names pieces that the blob does not have.
+    Impossible,
 }
 
 impl fmt::Display for RefusedReason {
@@ -175,6 +227,7 @@ impl fmt::Display for RefusedReason {
             Self::Size => "the size is not the one that other nodes name, or cannot be",
             Self::UnknownTask => "control does not know that this node has the task open",
             Self::ShutOut => "this node is shut out of the cluster",
+            Self::Impossible => "pieces were named that the blob does not have",
         })
     }
 }
@@ -197,6 +250,13 @@ pub enum ToNode {
         pieces: PieceRun,
         /// Time until the lease ends, unless progress extends it.
         expires_in: Duration,
+    },
+    /// Pieces that the node shall not begin to fetch: its lease on them has ended, as others are faster.
+    LeaseCut {
+        /// The blob.
+        digest: BlobDigest,
+        /// The pieces.
+        pieces: PieceRun,
     },
     /// Nothing can be leased to this node now.
     LeaseWait {

@@ -12,29 +12,40 @@
 mod book;
 pub mod config;
 mod events;
+mod hosts;
 mod lease;
+mod member;
 pub mod message;
 mod nodes;
 mod opening;
 mod parents;
+mod paths;
+mod progress;
+mod source;
+mod standing;
 mod task;
+mod tasks;
 mod verdict;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pantala_wire::{BlobDigest, NodeId};
+use pantala_wire::NodeId;
 
 pub use config::CoreConfig;
-pub use message::{FromNode, NodeInfo, RefusedReason, TaskReport, ToNode};
+pub use hosts::HostStatus;
+pub use message::{FromNode, NodeInfo, PathReport, RefusedReason, TaskReport, ToNode};
+pub use progress::TaskEstimate;
 
+use config::{ACCUSATIONS_PER_MINUTE_MAX, ANNOUNCEMENTS_PER_MINUTE_MAX};
+use hosts::Hosts;
 use nodes::Nodes;
 use opening::Openings;
-use task::Task;
+use tasks::{TaskId, Tasks};
 use verdict::Verdicts;
 
 /// What the core knows, in numbers.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct CoreStatus {
     /// Nodes with a session, or within the grace for coming back.
     pub nodes: usize,
@@ -48,6 +59,22 @@ pub struct CoreStatus {
     pub leases_granted: u64,
     /// Leases that ended because their time was over.
     pub leases_expired: u64,
+    /// Leases that were cut since the start because others would have been faster.
+    pub leases_cut: u64,
+    /// How often a parent was found unfit since the start: too slow, or failing.
+    pub demotions: u64,
+    /// Reports of paths since the start that could not be true.
+    pub absurd_reports: u64,
+    /// Pieces that nodes said to have fetched under a lease that they did not have, since the start.
+    pub forged_fetches: u64,
+    /// Messages since the start that named pieces which their blob does not have.
+    pub impossible_runs: u64,
+    /// Announcements and accusations since the start that were too many.
+    pub refused_floods: u64,
+    /// What each registry host is allowed.
+    pub hosts: Vec<HostStatus>,
+    /// How the tasks come along that most nodes wait for.
+    pub estimates: Vec<TaskEstimate>,
     /// Nodes that are shut out.
     pub shut_out: Vec<NodeId>,
 }
@@ -59,19 +86,28 @@ type Out = Vec<(NodeId, ToNode)>;
 pub struct Core {
     config: CoreConfig,
     started: Duration,
+    /// When the core was last told the time.
+    now: Duration,
     /// A node has come that had a session before this core existed: others may yet come too.
     is_successor: bool,
     nodes: Nodes,
-    tasks: HashMap<BlobDigest, Task>,
+    tasks: Tasks,
     openings: Openings,
-    alarms: BTreeSet<(Duration, BlobDigest)>,
-    idle: BTreeSet<(Duration, BlobDigest)>,
+    alarms: BTreeSet<(Duration, TaskId)>,
+    idle: BTreeSet<(Duration, TaskId)>,
     memberships: usize,
     pieces: u64,
     /// Bits of holdings, counted as if every incomplete member had its bitmap.
     holding_bits: u64,
     leases_granted: u64,
     leases_expired: u64,
+    leases_cut: u64,
+    demotions: u64,
+    absurd_reports: u64,
+    forged_fetches: u64,
+    impossible_runs: u64,
+    refused_floods: u64,
+    hosts: Hosts,
     verdicts: Verdicts,
 }
 
@@ -81,9 +117,10 @@ impl Core {
         Self {
             config,
             started: now,
+            now,
             is_successor: false,
             nodes: Nodes::default(),
-            tasks: HashMap::new(),
+            tasks: Tasks::default(),
             openings: Openings::default(),
             alarms: BTreeSet::new(),
             idle: BTreeSet::new(),
@@ -92,6 +129,13 @@ impl Core {
             holding_bits: 0,
             leases_granted: 0,
             leases_expired: 0,
+            leases_cut: 0,
+            demotions: 0,
+            absurd_reports: 0,
+            forged_fetches: 0,
+            impossible_runs: 0,
+            refused_floods: 0,
+            hosts: Hosts::default(),
             verdicts: Verdicts::new(),
         }
     }
@@ -101,6 +145,7 @@ impl Core {
     /// A new process keeps nothing of what its predecessor of the same name had. One that comes back
     /// keeps it until its announcement, which replaces it, is over.
     pub fn joined(&mut self, now: Duration, node: NodeId, info: NodeInfo, out: &mut Out) -> bool {
+        self.now = now;
         if self.verdicts.is_shut_out(&node) {
             out.push((node, ToNode::ShutOut(self.verdicts.shut_out())));
             return false;
@@ -114,13 +159,9 @@ impl Core {
         let slot = match self.nodes.slot(node) {
             Some(slot) => slot,
             None if self.nodes.len() >= self.config.nodes_max => return false,
-            None => self.nodes.add(node, info.clone()),
+            None => self.nodes.add(node, &info),
         };
-        self.nodes.set_away(slot, None);
-        if let Some(entry) = self.nodes.get_mut(slot) {
-            entry.info = info;
-            entry.unconfirmed = entry.tasks.clone();
-        }
+        self.nodes.renew(slot, &info);
         self.verdicts.saw(node);
         let shut_out = self.verdicts.shut_out();
         if !shut_out.is_empty() {
@@ -139,6 +180,7 @@ impl Core {
 
     /// Takes a message of `node`, which must have joined; else it is ignored.
     pub fn handle(&mut self, now: Duration, node: NodeId, message: FromNode, out: &mut Out) {
+        self.now = now;
         let Some(slot) = self.nodes.slot(node) else {
             self.turn_away(node, &message, out);
             return;
@@ -171,32 +213,25 @@ impl Core {
                 urgent,
             } => self.ask(now, slot, node, digest, &wanted, urgent, out),
             FromNode::ReturnLease { digest, pieces } => {
-                if let Some(task) = self.tasks.get_mut(&digest) {
-                    task.release(slot, &pieces);
+                let Some((id, member)) = self.part(slot, &digest) else {
+                    return;
+                };
+                if let Some(task) = self.tasks.get_mut(id) {
+                    task.release(member, &pieces);
                 }
-                self.settle(now, digest, out);
+                self.settle(now, id, out);
             }
             FromNode::Fetched { digest, pieces } => {
-                let expires = now + self.config.lease_ttl;
-                if let Some(task) = self.tasks.get_mut(&digest) {
-                    task.add_held(slot, &pieces, true);
-                    task.release(slot, &pieces);
-                    task.renew(slot, expires);
-                }
-                self.settle(now, digest, out);
+                self.fetched(now, slot, digest, &pieces, out);
             }
             FromNode::Holding {
                 digest,
                 runs,
                 complete,
-            } => {
-                if let Some(task) = self.tasks.get_mut(&digest) {
-                    task.add_held(slot, &runs, false);
-                }
-                if complete {
-                    self.complete(now, slot, digest, out);
-                }
-                self.settle(now, digest, out);
+            } => self.holding(now, slot, digest, &runs, complete, out),
+            FromNode::SourceHost { digest, host } => self.source_host(now, slot, digest, &host),
+            FromNode::SourceLimited { host, retry_after } => {
+                self.source_limited(now, slot, &host, retry_after);
             }
             FromNode::Dropped { digest } => self.dropped(now, slot, digest, out),
             FromNode::ParentFailed {
@@ -212,6 +247,14 @@ impl Core {
                 true_digest,
                 relayer,
             } => {
+                let may_accuse = self
+                    .nodes
+                    .get_mut(slot)
+                    .is_some_and(|node| node.accusations.take(now, ACCUSATIONS_PER_MINUTE_MAX));
+                if !may_accuse {
+                    self.refused_floods += 1;
+                    return;
+                }
                 let guilty =
                     self.verdicts
                         .report(node, &digest, piece, &claim, &true_digest, relayer);
@@ -219,8 +262,18 @@ impl Core {
                     self.shut_out(now, guilty, out);
                 }
             }
+            FromNode::Paths { reports } => self.measured(now, slot, &reports, out),
             FromNode::Announce { holdings, last } => {
                 for report in &holdings {
+                    let may_announce = self.nodes.get_mut(slot).is_some_and(|node| {
+                        node.announcements.take(now, ANNOUNCEMENTS_PER_MINUTE_MAX)
+                    });
+                    if !may_announce {
+                        self.refused_floods += 1;
+                        let (digest, reason) = (report.digest, RefusedReason::Full);
+                        out.push((node, ToNode::Refused { digest, reason }));
+                        continue;
+                    }
                     self.report(now, slot, node, report, true, out);
                 }
                 if last {
@@ -232,19 +285,20 @@ impl Core {
 
     /// Does what is due at `now`.
     pub fn tick(&mut self, now: Duration, out: &mut Out) {
+        self.now = now;
         while let Some((until, slot)) = self.nodes.next_departure()
             && until <= now
         {
             self.depart(now, slot, out);
         }
         self.end_overdue_openings(now, out);
-        while let Some(&(at, digest)) = self.alarms.first()
+        while let Some(&(at, id)) = self.alarms.first()
             && at <= now
         {
-            if let Some(task) = self.tasks.get_mut(&digest) {
+            if let Some(task) = self.tasks.get_mut(id) {
                 self.leases_expired += task.expire(now) as u64;
             }
-            self.settle(now, digest, out);
+            self.settle(now, id, out);
         }
     }
 
@@ -258,13 +312,22 @@ impl Core {
 
     /// What the core knows, in numbers.
     pub fn status(&self) -> CoreStatus {
+        let now = self.now;
         CoreStatus {
             nodes: self.nodes.len(),
             tasks: self.tasks.len(),
             memberships: self.memberships,
-            leases: self.tasks.values().map(|task| task.leases.len()).sum(),
+            leases: self.tasks.all().map(|task| task.leases.len()).sum(),
             leases_granted: self.leases_granted,
             leases_expired: self.leases_expired,
+            leases_cut: self.leases_cut,
+            demotions: self.demotions,
+            absurd_reports: self.absurd_reports,
+            forged_fetches: self.forged_fetches,
+            impossible_runs: self.impossible_runs,
+            refused_floods: self.refused_floods,
+            hosts: self.hosts.status(now),
+            estimates: self.estimates(now),
             shut_out: self.verdicts.shut_out(),
         }
     }

@@ -103,7 +103,7 @@ impl Core {
         // Others may hold what they have not announced yet, as with leases.
         let is_settled = !self.is_successor || now >= self.started + self.config.start_grace;
         let granted = is_settled
-            && !self.tasks.contains_key(&digest)
+            && self.tasks.find(&digest).is_none()
             && !self.openings.is_open(&digest)
             && self.openings.has_room_for(slot);
         if granted {
@@ -121,7 +121,7 @@ impl Core {
         out: &mut Out,
     ) {
         if self.take_opening(slot, &digest) {
-            self.settle(now, digest, out);
+            self.settle_digest(now, digest, out);
         }
     }
 
@@ -136,7 +136,8 @@ impl Core {
 
     fn end_opening(&mut self, digest: &BlobDigest) {
         if self.openings.remove(digest)
-            && let Some(task) = self.tasks.get_mut(digest)
+            && let Some(id) = self.tasks.find(digest)
+            && let Some(task) = self.tasks.get_mut(id)
         {
             task.end_reservation();
         }
@@ -147,7 +148,7 @@ impl Core {
             && ends <= now
         {
             self.end_opening(&digest);
-            self.settle(now, digest, out);
+            self.settle_digest(now, digest, out);
         }
     }
 
@@ -155,7 +156,7 @@ impl Core {
         let own = self.openings.by_holder.get(&slot).cloned();
         for digest in own.into_iter().flatten() {
             self.end_opening(&digest);
-            self.settle(now, digest, out);
+            self.settle_digest(now, digest, out);
         }
     }
 }

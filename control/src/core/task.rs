@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use pantala_wire::{BlobDigest, PieceIndex, PieceRun, PieceSet};
 
-use super::nodes::Slot;
+use super::hosts::HostId;
+use super::member::{Member, MemberId, Members};
+use super::nodes::{Nodes, Place, Slot};
+use super::progress::Progress;
 
 /// Stands for "no lease" in the table of pieces.
 const NO_LEASE: u32 = 0;
 /// Stands for "nobody" in the table of pieces.
-const NOBODY: Slot = Slot::MAX;
+const NOBODY: MemberId = MemberId::MAX;
 
 /// A lease that has been given and has not ended.
 #[derive(Debug, Clone, Copy)]
@@ -22,53 +25,10 @@ pub(super) struct Lease {
     pub(super) run: PieceRun,
     /// Pieces of the run that are still under this lease.
     pub(super) remaining: u32,
-    pub(super) holder: Slot,
+    pub(super) holder: MemberId,
     pub(super) expires: Duration,
-}
-
-/// A node's part in a task.
-#[derive(Default)]
-pub(super) struct Member {
-    pub(super) wanted: bool,
-    pub(super) has_source: bool,
-    pub(super) complete: bool,
-    /// It announced, after control's start, that it was at work on the task.
-    pub(super) announced: bool,
-    /// What it holds; empty once it is complete.
-    pub(super) held: Option<PieceSet>,
-    pub(super) parents: Vec<Slot>,
-    pub(super) children: Vec<Slot>,
-    /// Parents that failed it, and until when they are not offered again.
-    pub(super) excluded: Vec<(Slot, Duration)>,
-    pub(super) leases: Vec<u32>,
-    /// Its number in the queue of those who wait for a lease.
-    pub(super) waiting: Option<u64>,
-    /// Its number in the queue of those who have too few parents.
-    pub(super) short: Option<u64>,
-    order_at: usize,
-    complete_at: usize,
-}
-
-impl Member {
-    pub(super) fn holds(&self, piece: u32) -> bool {
-        self.complete
-            || self
-                .held
-                .as_ref()
-                .is_some_and(|held| held.contains(PieceIndex(piece)))
-    }
-    pub(super) fn held_count(&self) -> u32 {
-        if self.complete {
-            u32::MAX
-        } else {
-            self.held.as_ref().map_or(0, PieceSet::len)
-        }
-    }
-    pub(super) fn excludes(&self, slot: Slot, now: Duration) -> bool {
-        self.excluded
-            .iter()
-            .any(|&(other, until)| other == slot && now < until)
-    }
+    /// The host that it is fetched from.
+    host: Option<HostId>,
 }
 
 #[derive(Clone, Copy)]
@@ -77,17 +37,16 @@ struct Piece {
     holders: u32,
     lease: u32,
     /// Who fetched it last: most likely a holder.
-    fetcher: Slot,
+    fetcher: MemberId,
 }
 
 pub(super) struct Task {
     pub(super) digest: BlobDigest,
     pub(super) size_bytes: u64,
+    /// Makes choices between equals differ from those of other tasks.
+    pub(super) salt: u64,
     pieces: Vec<Piece>,
-    pub(super) members: BTreeMap<Slot, Member>,
-    /// All members, and the complete ones, so that a choice among thousands need not walk a tree.
-    pub(super) order: Vec<Slot>,
-    pub(super) complete: Vec<Slot>,
+    pub(super) members: Members,
     pub(super) wanted_count: usize,
     /// Members that download and have a source.
     pub(super) sourcing_count: usize,
@@ -100,9 +59,12 @@ pub(super) struct Task {
     pub(super) reserved_count: u32,
     /// Something has come free since the waiting were last told.
     pub(super) has_freed: bool,
-    pub(super) waiting: BTreeMap<u64, Slot>,
-    pub(super) short: BTreeMap<u64, Slot>,
-    next_ticket: u64,
+    pub(super) waiting: BTreeMap<u64, MemberId>,
+    pub(super) short: BTreeMap<u64, MemberId>,
+    pub(super) next_ticket: u64,
+    pub(super) progress: Progress,
+    /// Leases that have ended since the core last looked: on which host, and whether all was fetched.
+    pub(super) ended: Vec<(HostId, bool)>,
     /// When the core is to look at the task again; kept by the core.
     pub(super) alarm: Option<Duration>,
     /// Since when nobody downloads it; kept by the core.
@@ -128,7 +90,7 @@ pub(super) fn ascending(
 }
 
 impl Task {
-    pub(super) fn new(digest: BlobDigest, size_bytes: u64, piece_count: u32) -> Self {
+    pub(super) fn new(digest: BlobDigest, size_bytes: u64, piece_count: u32, salt: u64) -> Self {
         let piece = Piece {
             holders: 0,
             lease: NO_LEASE,
@@ -137,10 +99,9 @@ impl Task {
         Self {
             digest,
             size_bytes,
+            salt,
             pieces: vec![piece; piece_count as usize],
-            members: BTreeMap::new(),
-            order: Vec::new(),
-            complete: Vec::new(),
+            members: Members::default(),
             wanted_count: 0,
             sourcing_count: 0,
             announced_count: 0,
@@ -153,6 +114,8 @@ impl Task {
             waiting: BTreeMap::new(),
             short: BTreeMap::new(),
             next_ticket: 0,
+            progress: Progress::default(),
+            ended: Vec::new(),
             alarm: None,
             idle_since: None,
         }
@@ -162,7 +125,7 @@ impl Task {
     }
     /// Pieces that a lease can be given on, to anybody.
     pub(super) fn free_count(&self) -> u32 {
-        if self.complete.is_empty() {
+        if self.members.complete().is_empty() {
             self.uncovered_count
         } else {
             0
@@ -171,34 +134,36 @@ impl Task {
     pub(super) fn is_leased(&self, piece: u32) -> bool {
         self.pieces[piece as usize].lease != NO_LEASE
     }
+    pub(super) fn is_leased_by(&self, piece: u32, lease: u32) -> bool {
+        self.pieces[piece as usize].lease == lease
+    }
     /// Members that hold `piece`.
     pub(super) fn holder_count(&self, piece: u32) -> usize {
-        self.pieces[piece as usize].holders as usize + self.complete.len()
+        self.pieces[piece as usize].holders as usize + self.members.complete().len()
     }
     /// Who fetched `piece` last, if anybody did.
-    pub(super) fn fetcher(&self, piece: u32) -> Option<Slot> {
-        Some(self.pieces[piece as usize].fetcher).filter(|&slot| slot != NOBODY)
+    pub(super) fn fetcher(&self, piece: u32) -> Option<MemberId> {
+        Some(self.pieces[piece as usize].fetcher).filter(|&id| id != NOBODY)
     }
     pub(super) fn ticket(&mut self) -> u64 {
         self.next_ticket += 1;
         self.next_ticket
     }
 
-    /// `slot` as a member; added with nothing where it is none.
-    pub(super) fn enter(&mut self, slot: Slot) -> &mut Member {
-        let Self { members, order, .. } = self;
-        members.entry(slot).or_insert_with(|| {
-            order.push(slot);
-            Member {
-                order_at: order.len() - 1,
-                ..Member::default()
-            }
-        })
+    /// A new member, with nothing.
+    pub(super) fn enter(&mut self, slot: Slot, place: Place) -> MemberId {
+        self.members.add(slot, place)
     }
 
     /// Says whether the member downloads, and whether it has a source.
-    pub(super) fn set_role(&mut self, slot: Slot, wanted: bool, has_source: bool) {
-        let Some(member) = self.members.get_mut(&slot) else {
+    pub(super) fn set_role(
+        &mut self,
+        nodes: &mut Nodes,
+        id: MemberId,
+        wanted: bool,
+        has_source: bool,
+    ) {
+        let Some(member) = self.members.get_mut(id) else {
             return;
         };
         let sources = |member: &Member| usize::from(member.wanted && member.has_source);
@@ -209,76 +174,68 @@ impl Task {
         self.wanted_count += usize::from(member.wanted);
         self.sourcing_count += sources(member);
         if !wanted {
-            self.drop_parents(slot);
-            self.stop_waiting(slot);
+            self.drop_parents(nodes, id);
+            self.stop_waiting(id);
         }
     }
 
-    pub(super) fn mark_announced(&mut self, slot: Slot) {
-        if let Some(member) = self.members.get_mut(&slot)
+    pub(super) fn mark_announced(&mut self, id: MemberId) {
+        if let Some(member) = self.members.get_mut(id)
             && !std::mem::replace(&mut member.announced, true)
         {
             self.announced_count += 1;
         }
     }
 
-    /// The member holds the pieces of `runs`; `fetched`: it read them from the source itself.
-    pub(super) fn add_held(&mut self, slot: Slot, runs: &[PieceRun], fetched: bool) {
+    /// The member holds the pieces of `runs`; `fetched`: it read them from the source itself. How many
+    /// it did not hold before.
+    pub(super) fn add_held(&mut self, id: MemberId, runs: &[PieceRun], fetched: bool) -> u32 {
+        let mut gained = 0;
         let count = self.piece_count();
-        let Some(member) = self.members.get_mut(&slot) else {
-            return;
+        let Some(member) = self.members.get_mut(id) else {
+            return gained;
         };
         if member.complete {
-            return;
+            return gained;
         }
         let held = member.held.get_or_insert_with(|| PieceSet::empty(count));
         for piece in ascending(runs, count).flatten() {
             let state = &mut self.pieces[piece as usize];
-            if fetched {
-                state.fetcher = slot;
+            let is_leased_to_it = self
+                .leases
+                .get(&state.lease)
+                .is_some_and(|lease| lease.holder == id);
+            if fetched && (is_leased_to_it || state.fetcher == NOBODY) {
+                state.fetcher = id;
             }
             if held.insert(PieceIndex(piece)) {
                 if state.holders == 0 && state.lease == NO_LEASE {
                     self.uncovered_count -= 1;
                 }
                 state.holders += 1;
+                gained += 1;
             }
         }
+        gained
     }
 
     /// The member holds the whole blob.
-    pub(super) fn set_complete(&mut self, slot: Slot) {
-        let Some(member) = self.members.get_mut(&slot) else {
-            return;
-        };
-        if std::mem::replace(&mut member.complete, true) {
-            return;
+    pub(super) fn set_complete(&mut self, id: MemberId) {
+        if self.members.set_complete(id, true) {
+            self.clear_bits(id);
         }
-        member.complete_at = self.complete.len();
-        self.complete.push(slot);
-        self.clear_bits(slot);
     }
 
     /// The member holds nothing.
-    pub(super) fn clear_held(&mut self, slot: Slot) {
-        self.clear_bits(slot);
-        let Some(member) = self.members.get_mut(&slot) else {
-            return;
-        };
-        if std::mem::replace(&mut member.complete, false) {
-            let at = member.complete_at;
-            self.complete.swap_remove(at);
+    pub(super) fn clear_held(&mut self, id: MemberId) {
+        self.clear_bits(id);
+        if self.members.set_complete(id, false) {
             self.has_freed = true;
-            if let Some(moved) = self.complete.get(at)
-                && let Some(moved) = self.members.get_mut(moved)
-            {
-                moved.complete_at = at;
-            }
         }
     }
 
-    fn clear_bits(&mut self, slot: Slot) {
-        let Some(held) = self.members.get_mut(&slot).and_then(|m| m.held.take()) else {
+    fn clear_bits(&mut self, id: MemberId) {
+        let Some(held) = self.members.get_mut(id).and_then(|m| m.held.take()) else {
             return;
         };
         for piece in held.iter() {
@@ -292,7 +249,7 @@ impl Task {
     }
 
     /// Gives `run` to `holder`. The caller has found every piece of it free of leases.
-    pub(super) fn add_lease(&mut self, holder: Slot, run: PieceRun, expires: Duration) {
+    pub(super) fn add_lease(&mut self, holder: MemberId, run: PieceRun, expires: Duration) {
         loop {
             self.next_lease = self.next_lease.wrapping_add(1);
             if self.next_lease != NO_LEASE && !self.leases.contains_key(&self.next_lease) {
@@ -307,6 +264,7 @@ impl Task {
             }
             state.lease = id;
         }
+        let host = self.members.get(holder).and_then(|member| member.host);
         self.leases.insert(
             id,
             Lease {
@@ -314,16 +272,29 @@ impl Task {
                 remaining: run.count,
                 holder,
                 expires,
+                host,
             },
         );
         self.expiries.insert((expires, id));
-        if let Some(member) = self.members.get_mut(&holder) {
+        if let Some(member) = self.members.get_mut(holder) {
             member.leases.push(id);
         }
     }
 
-    /// Takes the pieces of `runs` out of the leases of `holder`.
-    pub(super) fn release(&mut self, holder: Slot, runs: &[PieceRun]) {
+    /// How many pieces of `runs` are leased to `holder`.
+    pub(super) fn leased_count(&self, holder: MemberId, runs: &[PieceRun]) -> u32 {
+        let leased = ascending(runs, self.piece_count())
+            .flatten()
+            .filter(|&piece| {
+                let lease = self.leases.get(&self.pieces[piece as usize].lease);
+                lease.is_some_and(|lease| lease.holder == holder)
+            });
+        leased.count() as u32
+    }
+
+    /// Takes the pieces of `runs` out of the leases of `holder`; how many were.
+    pub(super) fn release(&mut self, holder: MemberId, runs: &[PieceRun]) -> u32 {
+        let mut count = 0;
         for piece in ascending(runs, self.piece_count()).flatten() {
             let id = self.pieces[piece as usize].lease;
             let Some(lease) = self.leases.get_mut(&id) else {
@@ -333,12 +304,14 @@ impl Task {
                 continue;
             }
             lease.remaining -= 1;
+            count += 1;
             let is_over = lease.remaining == 0;
             self.unlease(piece);
             if is_over {
                 self.end_lease(id);
             }
         }
+        count
     }
 
     /// Ends a lease; what it still named is free again.
@@ -347,12 +320,15 @@ impl Task {
             return;
         };
         self.expiries.remove(&(lease.expires, id));
+        if let Some(host) = lease.host {
+            self.ended.push((host, lease.remaining == 0));
+        }
         for piece in lease.run.range() {
             if self.pieces[piece as usize].lease == id {
                 self.unlease(piece);
             }
         }
-        if let Some(member) = self.members.get_mut(&lease.holder) {
+        if let Some(member) = self.members.get_mut(lease.holder) {
             member.leases.retain(|&other| other != id);
         }
     }
@@ -366,9 +342,17 @@ impl Task {
         }
     }
 
+    /// When one of the leases of `holder` was given or renewed last.
+    pub(super) fn renewed_at(&self, holder: MemberId, ttl: Duration) -> Option<Duration> {
+        let member = self.members.get(holder)?;
+        let expires = member.leases.iter().filter_map(|id| self.leases.get(id));
+        let last = expires.map(|lease| lease.expires).max()?;
+        Some(last.saturating_sub(ttl))
+    }
+
     /// Progress: all leases of `holder` last until `expires`.
-    pub(super) fn renew(&mut self, holder: Slot, expires: Duration) {
-        let Some(member) = self.members.get(&holder) else {
+    pub(super) fn renew(&mut self, holder: MemberId, expires: Duration) {
+        let Some(member) = self.members.get(holder) else {
             return;
         };
         for &id in &member.leases {
@@ -380,46 +364,39 @@ impl Task {
         }
     }
 
-    pub(super) fn end_leases_of(&mut self, slot: Slot) {
+    pub(super) fn end_leases_of(&mut self, id: MemberId) {
         let ids = self
             .members
-            .get(&slot)
+            .get(id)
             .map_or_else(Vec::new, |member| member.leases.clone());
         for id in ids {
             self.end_lease(id);
         }
     }
 
-    pub(super) fn wait(&mut self, slot: Slot) {
+    pub(super) fn wait(&mut self, id: MemberId) {
         let ticket = self.ticket();
-        if let Some(member) = self.members.get_mut(&slot)
+        if let Some(member) = self.members.get_mut(id)
             && member.waiting.is_none()
         {
             member.waiting = Some(ticket);
-            self.waiting.insert(ticket, slot);
+            self.waiting.insert(ticket, id);
         }
     }
-    pub(super) fn stop_waiting(&mut self, slot: Slot) {
-        if let Some(ticket) = self.members.get_mut(&slot).and_then(|m| m.waiting.take()) {
+    pub(super) fn stop_waiting(&mut self, id: MemberId) {
+        if let Some(ticket) = self.members.get_mut(id).and_then(|m| m.waiting.take()) {
             self.waiting.remove(&ticket);
         }
     }
 
     /// Takes the member out; its children, who have lost a parent.
-    pub(super) fn remove(&mut self, slot: Slot) -> Vec<Slot> {
-        self.end_leases_of(slot);
-        self.clear_held(slot);
-        self.set_role(slot, false, false);
-        let children = self.drop_children(slot);
-        let Some(member) = self.members.remove(&slot) else {
-            return children;
-        };
-        self.announced_count -= usize::from(member.announced);
-        self.order.swap_remove(member.order_at);
-        if let Some(moved) = self.order.get(member.order_at)
-            && let Some(moved) = self.members.get_mut(moved)
-        {
-            moved.order_at = member.order_at;
+    pub(super) fn remove(&mut self, nodes: &mut Nodes, id: MemberId) -> Vec<MemberId> {
+        self.end_leases_of(id);
+        self.clear_held(id);
+        self.set_role(nodes, id, false, false);
+        let children = self.drop_children(nodes, id);
+        if let Some(member) = self.members.remove(id) {
+            self.announced_count -= usize::from(member.announced);
         }
         children
     }

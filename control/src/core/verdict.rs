@@ -17,8 +17,9 @@ use super::config::SHUT_OUT_MAX;
 const SUSPECTS_MAX: usize = 1024;
 /// False claims remembered, to find contradictions.
 const CLAIMS_MAX: usize = 4096;
-/// Nodes remembered as having been members, four times the members there can be at once.
-const KNOWN_MAX: usize = 64 * 1024;
+/// Nodes remembered as having been members, four times the members there can be at once;
+/// some 80 bytes each.
+const KNOWN_MAX: usize = 512 * 1024;
 /// Nodes that must report the same suspect.
 const REPORTERS_NEEDED: usize = 2;
 

@@ -196,6 +196,7 @@ mod tests {
                 address: ([127, 0, 0, 1], 1).into(),
                 labels: Labels::default(),
                 resumed: false,
+                ..NodeInfo::default()
             },
             outlet: Outlet {
                 messages: sender,
@@ -253,6 +254,7 @@ mod tests {
             address: ([127, 0, 0, 1], 1).into(),
             labels: Labels::default(),
             resumed: true,
+            ..NodeInfo::default()
         };
         let outlet = Outlet {
             messages: sender,

@@ -20,7 +20,7 @@ use super::joins::FailedJoins;
 use super::listener::PeerInfo;
 use crate::authority::{Authority, proof_form};
 use crate::convert::{self, Hello, Inbound};
-use crate::core::{NodeInfo, ToNode};
+use crate::core::{HostStatus, NodeInfo, TaskEstimate, ToNode};
 use crate::proto;
 use crate::proto::control_server::Control;
 
@@ -169,7 +169,37 @@ impl Control for Service {
                 .iter()
                 .map(|node| node.as_bytes().to_vec())
                 .collect(),
+            demotions: status.demotions,
+            absurd_reports: status.absurd_reports,
+            leases_cut: status.leases_cut,
+            forged_fetches: status.forged_fetches,
+            impossible_runs: status.impossible_runs,
+            refused_floods: status.refused_floods,
+            hosts: status.hosts.into_iter().map(host_status).collect(),
+            estimates: status.estimates.iter().map(estimate).collect(),
         }))
+    }
+}
+
+fn host_status(host: HostStatus) -> proto::status_reply::Host {
+    proto::status_reply::Host {
+        name: host.name,
+        leases: host.leases as u32,
+        leases_max: host.leases_max as u32,
+        leases_per_s_max: host.leases_per_s_max.unwrap_or(0.0),
+        paused_for_ms: host.paused_for.as_millis() as u64,
+    }
+}
+
+fn estimate(task: &TaskEstimate) -> proto::status_reply::Estimate {
+    proto::status_reply::Estimate {
+        digest: task.digest.as_bytes().to_vec(),
+        size_bytes: task.size_bytes,
+        wanted: task.wanted as u32,
+        complete: task.complete as u32,
+        missing_bytes: task.missing_bytes,
+        bytes_per_s: task.bytes_per_s,
+        completes_in_ms: task.completes_in.map(|left| left.as_millis() as u64),
     }
 }
 
@@ -265,6 +295,8 @@ impl Session {
             address,
             labels: hello.labels,
             resumed: hello.resumed,
+            uplink_bytes_per_s: hello.uplink_bytes_per_s,
+            is_seed: hello.is_seed,
         }
     }
 }

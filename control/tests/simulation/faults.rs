@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use pantala_control::core::FromNode;
-use pantala_wire::{BlobDigest, Claim, PieceDigest, PieceIndex, PieceRun};
+use pantala_control::core::{FromNode, PathReport};
+use pantala_wire::{BlobDigest, Claim, NodeId, PieceDigest, PieceIndex, PieceRun};
 
-use crate::model::{Rng, Sim, blob, id, key};
+use crate::model::{Rng, SOURCE, Sim, blob, id, key};
 
 impl Sim {
     pub(crate) fn fault(&mut self) {
@@ -14,7 +14,7 @@ impl Sim {
         if self.nodes[index].is_out {
             return;
         }
-        match self.rng.below(13) {
+        match self.rng.below(16) {
             0..=1 => self.crash(index),
             2..=3 => {
                 let back_in = Duration::from_millis(self.rng.below(3000));
@@ -69,6 +69,8 @@ impl Sim {
                 }
             }
             11 => self.send_rubbish(index, digest),
+            12 => self.limit_source(index),
+            13..=14 => self.report_paths(index),
             _ => self.expose(index, digest),
         }
     }
@@ -118,6 +120,46 @@ impl Sim {
         self.disconnect(liar, Duration::from_millis(500));
     }
 
+    /// The registry has had enough, or a node says so.
+    fn limit_source(&mut self, index: usize) {
+        let retry_after = match self.rng.below(3) {
+            0 => None,
+            1 => Some(Duration::from_millis(self.rng.below(3000))),
+            _ => Some(Duration::MAX),
+        };
+        let host = SOURCE.to_owned();
+        self.send(index, FromNode::SourceLimited { host, retry_after });
+    }
+
+    /// What a node got from others, true or not.
+    fn report_paths(&mut self, index: usize) {
+        let node = &self.nodes[index];
+        let mut of: Vec<NodeId> = node
+            .downloads
+            .values()
+            .flat_map(|download| download.parents.clone())
+            .collect();
+        of.push(id(self.rng.below(self.nodes.len() as u64) as usize));
+        let reports = of
+            .into_iter()
+            .map(|node| PathReport {
+                node,
+                bytes: match self.rng.below(8) {
+                    0 => u64::MAX,
+                    1 => 0,
+                    _ => self.rng.below(1 << 27),
+                },
+                busy: match self.rng.below(8) {
+                    0 => Duration::ZERO,
+                    1 => Duration::MAX,
+                    _ => Duration::from_millis(self.rng.below(1000)),
+                },
+                failures: self.rng.below(3) as u32,
+            })
+            .collect();
+        self.send(index, FromNode::Paths { reports });
+    }
+
     /// Whatever a broken or hostile member can say within the schema.
     pub(crate) fn send_rubbish(&mut self, index: usize, digest: BlobDigest) {
         let run = |rng: &mut Rng| PieceRun {
@@ -133,6 +175,19 @@ impl Sim {
             FromNode::Fetched {
                 digest: blob(999),
                 pieces: pieces.clone(),
+            },
+            // Of a blob that it may well have: pieces beyond its end, and a lease that it never had.
+            FromNode::Holding {
+                digest,
+                runs: vec![PieceRun {
+                    first: u32::MAX,
+                    count: u32::MAX,
+                }],
+                complete: false,
+            },
+            FromNode::SourceHost {
+                digest,
+                host: "x".repeat(100_000),
             },
             FromNode::Dropped { digest: blob(998) },
             FromNode::ParentFailed {

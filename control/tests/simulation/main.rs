@@ -10,7 +10,9 @@ mod faults;
 mod model;
 mod nodes;
 mod openings;
+mod parents;
 mod rules;
+mod sources;
 
 use std::collections::BTreeMap;
 

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use pantala_control::Peer;
-use pantala_control::core::config::{LEASE_RUN_MAX, PARENTS_MAX};
-use pantala_control::core::{Core, CoreConfig, FromNode, RefusedReason, ToNode};
+use pantala_control::core::config::{CHILDREN_HARD_MAX, LEASE_RUN_MAX, PARENTS_MAX};
+use pantala_control::core::{Core, CoreConfig, FromNode, HostStatus, RefusedReason, ToNode};
 use pantala_wire::{BlobDigest, NodeId, PieceIndex, PieceRun, PieceSet};
 use ring::signature::{Ed25519KeyPair, KeyPair};
 
 pub(crate) const PIECE: u64 = 1 << 20;
+/// The registry of all blobs.
+pub(crate) const SOURCE: &str = "registry.example";
 
 /// SplitMix64: small, and the same everywhere.
 pub(crate) struct Rng(pub(crate) u64);
@@ -143,8 +145,49 @@ impl Sim {
         let id = self.nodes[node].id;
         self.referee_sent(id, &message);
         let mut out = Vec::new();
+        let asks = matches!(message, FromNode::AskLease { .. });
+        let before = asks.then(|| self.core.status().hosts);
         self.core.handle(self.now, id, message, &mut out);
+        if let Some(before) = before {
+            self.check_budget(&before);
+        }
         self.receive(out);
+        self.check_children();
+    }
+
+    /// A lease that was asked for keeps within what its registry is allowed.
+    fn check_budget(&self, before: &[HostStatus]) {
+        for host in self.core.status().hosts {
+            let leases = before.iter().find(|other| other.name == host.name);
+            let has_more = leases.is_some_and(|before| before.leases < host.leases);
+            assert!(
+                !has_more || (host.leases <= host.leases_max && host.paused_for.is_zero()),
+                "seed {}: {host:?} is over its budget",
+                self.seed
+            );
+        }
+    }
+
+    /// Nobody has more children than anybody may have, by what the children were told.
+    fn check_children(&mut self) {
+        // Looking at all of them each time would take longer than everything else.
+        if !self.rng.one_in(64) {
+            return;
+        }
+        let mut children: BTreeMap<(NodeId, BlobDigest), usize> = BTreeMap::new();
+        for node in self.nodes.iter().filter(|node| node.connected) {
+            for (digest, download) in node.downloads.iter().filter(|(_, d)| d.open) {
+                for parent in &download.parents {
+                    *children.entry((*parent, *digest)).or_default() += 1;
+                }
+            }
+        }
+        let most = children.values().copied().max().unwrap_or(0);
+        assert!(
+            most <= CHILDREN_HARD_MAX,
+            "seed {}: {most} children",
+            self.seed
+        );
     }
 
     /// What a node says ends leases in the referee's book.
@@ -231,14 +274,26 @@ impl Sim {
                 ToNode::Refused { digest, reason } => {
                     if let Some(download) = node.downloads.get_mut(&digest) {
                         assert!(
-                            matches!(reason, RefusedReason::UnknownTask | RefusedReason::Full),
+                            matches!(
+                                reason,
+                                RefusedReason::UnknownTask
+                                    | RefusedReason::Full
+                                    | RefusedReason::Impossible
+                            ),
                             "seed {}: {reason:?}",
                             self.seed
                         );
-                        download.opened = false;
+                        download.opened &= reason == RefusedReason::Impossible;
                     }
                 }
                 ToNode::ShutOut(list) => self.referee.shut_out.extend(list),
+                ToNode::LeaseCut { digest, pieces } => {
+                    if let Some(download) = node.downloads.get_mut(&digest) {
+                        download
+                            .fetching
+                            .retain(|piece| !pieces.range().contains(piece));
+                    }
+                }
                 // Its holder opens the task soon, and gets a lease for it.
                 ToNode::Opening { .. } => {}
             }
@@ -286,6 +341,21 @@ impl Sim {
                         .leases
                         .insert(key, (to, self.now + *expires_in));
                     *self.referee.granted.entry(key).or_default() += 1;
+                }
+            }
+            ToNode::LeaseCut { digest, pieces } => {
+                let index = self.by_id[&to];
+                assert!(
+                    self.nodes[index].connected,
+                    "seed {seed}: {to:?} cannot hear that its lease is cut"
+                );
+                for piece in pieces.range() {
+                    let book = &mut self.referee.leases;
+                    let cut = book.remove(&(*digest, piece));
+                    assert!(
+                        cut.is_some_and(|lease| lease.0 == to && lease.1 > self.now),
+                        "seed {seed}: {piece} of {digest} cut, which {to:?} had no lease on"
+                    );
                 }
             }
             ToNode::Parents { peers, .. } => {

@@ -8,7 +8,7 @@ use pantala_control::core::message::NodeInfo;
 use pantala_control::core::{Core, FromNode, TaskReport};
 use pantala_wire::{BlobDigest, PieceIndex, PieceRun, PieceSet};
 
-use crate::model::{Download, PIECE, Sim};
+use crate::model::{Download, PIECE, SOURCE, Sim};
 
 impl Sim {
     pub(crate) fn connect(&mut self, index: usize) {
@@ -20,6 +20,7 @@ impl Sim {
                 ..Labels::default()
             },
             resumed: node.resumed,
+            ..NodeInfo::default()
         };
         let id = node.id;
         let fresh = !node.resumed;
@@ -198,6 +199,10 @@ impl Sim {
             let mut wanted = PieceSet::empty(count);
             for &piece in &missing {
                 wanted.insert(PieceIndex(piece));
+            }
+            if self.rng.one_in(2) {
+                let host = SOURCE.to_owned();
+                self.send(at, FromNode::SourceHost { digest, host });
             }
             let urgent = missing[self.rng.below(missing.len() as u64) as usize];
             let urgent = self.rng.one_in(2).then_some(PieceIndex(urgent));

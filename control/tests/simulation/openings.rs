@@ -32,6 +32,7 @@ impl Cluster {
             address: ([127, 0, 0, 1], 1).into(),
             labels: Labels::default(),
             resumed,
+            ..NodeInfo::default()
         };
         self.core
             .joined(self.now, id(number), info, &mut Vec::new())

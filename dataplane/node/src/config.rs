@@ -7,6 +7,7 @@
 mod check;
 mod document;
 mod error;
+mod rate;
 mod raw;
 mod size;
 
@@ -107,6 +108,10 @@ pub struct Peer {
     pub driver: DriverChoice,
     /// Threads that move them; 0 for one a core.
     pub threads: usize,
+    /// Bytes a second that this node can send; found out where absent.
+    pub uplink_bytes_per_s: Option<u64>,
+    /// Whether this node is here to serve others.
+    pub seed: bool,
 }
 
 /// `[control]`

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::engine::Shared;
+use crate::peer::REPORT_INTERVAL;
 
 /// How long an event may wait for a download that is behind with its own. Its machine asks again
 /// for what it misses; the link must not stand still for it.
@@ -79,6 +80,19 @@ impl ControlLink {
         }
     }
 
+    /// Tells control now and then what parents deliver, for as long as the node runs.
+    pub async fn report_paths(shared: std::sync::Weak<Shared>) {
+        loop {
+            tokio::time::sleep(REPORT_INTERVAL).await;
+            let Some(shared) = shared.upgrade() else {
+                return;
+            };
+            for reports in shared.peers.paths().take() {
+                shared.control.send(Command::Paths { reports });
+            }
+        }
+    }
+
     /// Delivers control's events to the downloads until the client ends.
     pub async fn run(mut events: mpsc::Receiver<Event>, shared: Arc<Shared>) {
         while let Some(event) = events.recv().await {
@@ -128,6 +142,9 @@ async fn deliver(event: Event, shared: &Arc<Shared>) {
                 let pieces = vec![pieces];
                 shared.control.send(Command::ReturnLease { digest, pieces });
             }
+        }
+        Event::LeaseCut { digest, pieces } => {
+            shared.tell(&digest, Input::LeaseCut { pieces }).await;
         }
         Event::LeaseWait {
             digest,

@@ -172,6 +172,7 @@ impl Download {
             } => self.offered(parent, &runs, complete),
             Input::ParentGone { parent, reason } => self.parent_gone(parent, reason),
             Input::Lease { pieces, expires_in } => self.lease_granted(pieces, expires_in),
+            Input::LeaseCut { pieces } => self.lease_cut(pieces),
             Input::LeaseWait { retry_after } => {
                 let until = self.now + retry_after.clamp(LEASE_WAIT_MIN, LEASE_WAIT_MAX);
                 self.leases.answered(Ask::Wait { until });

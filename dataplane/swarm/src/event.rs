@@ -77,6 +77,12 @@ pub enum Input {
         /// For how long.
         expires_in: Duration,
     },
+    /// Control takes these pieces out of the lease again: others are faster. The piece that a request is
+    /// at is brought to its end; what comes after it is not begun.
+    LeaseCut {
+        /// The pieces.
+        pieces: PieceRun,
+    },
     /// Control has nothing to lease now: others are fetching the pieces asked for, or hold them.
     LeaseWait {
         /// When to ask again.

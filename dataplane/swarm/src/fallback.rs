@@ -53,6 +53,12 @@ impl Download {
         self.return_leases(&surplus);
     }
 
+    pub(crate) fn lease_cut(&mut self, run: PieceRun) {
+        for piece in run.first..run.range().end.min(self.layout.piece_count()) {
+            self.leases.pieces.remove(&piece);
+        }
+    }
+
     fn return_leases(&mut self, pieces: &PieceSet) {
         for pieces in pieces.runs() {
             for piece in pieces.range() {

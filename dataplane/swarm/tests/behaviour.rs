@@ -275,19 +275,27 @@ fn a_lease_is_fetched_in_runs_and_what_a_parent_offers_goes_back() {
 }
 
 #[test]
-fn an_overrun_lease_ends_with_the_piece_that_is_arriving() {
-    let mut rig = Rig::new(4).with_control().with_source();
-    rig.fill();
-    let lease = Input::Lease {
-        pieces: run(0, 4),
-        expires_in: ms(100),
-    };
-    let (request, ..) = source_fetches(&rig.feed(lease))[0];
-    rig.pass(ms(150));
-    let actions = rig.done(request, 0);
-    assert!(actions.contains(&Action::Cancel { request }));
-    assert!(actions.contains(&Action::ReturnLease { pieces: run(1, 3) }));
-    assert!(source_fetches(&actions).is_empty());
+fn an_overrun_or_cut_lease_ends_with_the_piece_that_is_arriving() {
+    for is_cut in [false, true] {
+        let mut rig = Rig::new(4).with_control().with_source();
+        rig.fill();
+        let lease = Input::Lease {
+            pieces: run(0, 4),
+            expires_in: ms(200),
+        };
+        let (request, ..) = source_fetches(&rig.feed(lease))[0];
+        let pieces = run(1, 3);
+        match is_cut {
+            true => assert_eq!(rig.feed(Input::LeaseCut { pieces }), []),
+            false => drop(rig.pass(ms(250))),
+        }
+        let actions = rig.done(request, 0);
+        assert!(actions.contains(&Action::Cancel { request }));
+        // What was cut is another's, and not this node's to return.
+        let is_returned = actions.contains(&Action::ReturnLease { pieces });
+        assert_eq!(is_returned, !is_cut);
+        assert!(source_fetches(&actions).is_empty());
+    }
 }
 
 #[test]

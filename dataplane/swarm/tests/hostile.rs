@@ -76,6 +76,7 @@ fn input() -> impl Strategy<Value = Input> {
         Just(Input::ControlDown),
         proptest::collection::vec(parent(), 0..30).prop_map(Input::Parents),
         (run(), time()).prop_map(|(pieces, expires_in)| Input::Lease { pieces, expires_in }),
+        run().prop_map(|pieces| Input::LeaseCut { pieces }),
         time().prop_map(|retry_after| Input::LeaseWait { retry_after }),
     ];
     let peers = prop_oneof![

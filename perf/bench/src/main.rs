@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod control;
 mod file;
 mod identities;
 mod latency;
@@ -56,6 +57,8 @@ enum Task {
     Ranges(ranges::RangesArguments),
     /// Load a node by many peers
     Soak(soak::SoakArguments),
+    /// Measure the core of control
+    Control(control::ControlArguments),
     /// Measure the store
     Store(store::StoreArguments),
 }
@@ -115,6 +118,7 @@ fn main() -> Result<()> {
         Task::Fetch(arguments) => stack::fetch(&arguments),
         Task::Ranges(arguments) => ranges::run(&arguments),
         Task::Soak(arguments) => soak::run(&arguments),
+        Task::Control(arguments) => control::run(&arguments),
         Task::Store(arguments) => store::run(&arguments),
     }
 }

@@ -1,6 +1,7 @@
 //! `cargo xtask perf`: measurements against a baseline in the same run, interleaved, medians.
 
 mod ab;
+mod control;
 mod figures;
 mod first_byte;
 mod flame;
@@ -40,6 +41,8 @@ pub(crate) enum Benchmark {
     Small(small::Options),
     /// The store: verified writes against bare ones, and lending
     Store(store::Options),
+    /// The core of control: decisions a second and memory, up to 100,000 nodes
+    Control(control::Options),
     /// A node under the load of 64 peers: memory, errors, stalls
     Soak(soak::Options),
     /// Run a benchmark under the kernel's profiler and draw a flame graph
@@ -90,6 +93,7 @@ impl Benchmark {
             Self::Transfer(options) => options.name(),
             Self::Small(_) => "small",
             Self::Store(_) => "store",
+            Self::Control(_) => "control",
             Self::Soak(_) => "soak",
             Self::Profile(_) => "profile",
             Self::Ab(_) => "ab",
@@ -103,6 +107,7 @@ impl Benchmark {
             Self::Transfer(options) => Some(&options.keep),
             Self::Small(options) => Some(&options.keep),
             Self::Store(options) => Some(&options.keep),
+            Self::Control(options) => Some(&options.keep),
             Self::Soak(options) => Some(&options.keep),
             Self::Profile(_) | Self::Ab(_) => None,
         }
@@ -129,7 +134,7 @@ impl Benchmark {
             Self::Small(options) => options.space_bytes(),
             Self::Store(options) => options.space_bytes(),
             Self::Soak(options) => options.space_bytes(),
-            Self::Profile(_) | Self::Ab(_) => 0,
+            Self::Control(_) | Self::Profile(_) | Self::Ab(_) => 0,
         }
     }
 
@@ -140,7 +145,7 @@ impl Benchmark {
         const PERF: &[&str] = &["pantala-perf"];
         match self {
             Self::FirstByte(_) | Self::Hit(_) | Self::Memory(_) => &[NODE],
-            Self::Transfer(_) | Self::Store(_) => &[PERF],
+            Self::Transfer(_) | Self::Store(_) | Self::Control(_) => &[PERF],
             Self::Small(options) if !options.needs_nodes() => &[PERF],
             Self::Small(_) | Self::Soak(_) => &[PERF, NODE],
             Self::Profile(_) | Self::Ab(_) => &[],
@@ -150,6 +155,7 @@ impl Benchmark {
     fn packages(&self) -> Vec<&'static [packages::Needed]> {
         let mut lists = match self {
             Self::Transfer(_) | Self::Store(_) => vec![packages::TRANSFER],
+            Self::Control(_) => Vec::new(),
             Self::Small(_) | Self::Soak(_) => vec![packages::BASE, packages::TRANSFER],
             _ => vec![packages::BASE, packages::PERF],
         };
@@ -192,6 +198,7 @@ async fn measure(rig: &Rig, benchmark: &Benchmark) -> Result<ExitCode> {
         Benchmark::Transfer(options) => transfer::measure(rig, options).await?,
         Benchmark::Small(options) => small::measure(rig, &programs, options).await?,
         Benchmark::Store(options) => store::measure(rig, options).await?,
+        Benchmark::Control(options) => control::measure(options).await?,
         Benchmark::Soak(options) => soak::measure(rig, &programs, options).await?,
         Benchmark::Profile(_) | Benchmark::Ab(_) => bail!("this runs other benchmarks"),
     };

@@ -10,6 +10,7 @@ use url::Url;
 
 use super::document::Document;
 use super::error::ConfigError;
+use super::rate::bytes_per_s;
 use super::raw::{
     Raw, RawControl, RawLabels, RawLog, RawMirror, RawPeer, RawRegistry, RawSource, RawStore,
 };
@@ -19,6 +20,8 @@ use super::{
 
 /// As many as the driver makes use of.
 const PEER_THREADS_MAX: u64 = 8;
+/// As slow as control believes an uplink to be: 8 Mbit/s.
+const UPLINK_MIN_BYTES_PER_S: u64 = 1_000_000;
 const DAY_MS: u64 = 24 * 3_600 * 1_000;
 const ADDRESS_HINT: &str = "write an IP address and a port, such as \"127.0.0.1:65001\"";
 
@@ -212,11 +215,28 @@ impl RawPeer {
             0,
             PEER_THREADS_MAX,
         )?;
+        let uplink_bytes_per_s = match self.uplink.as_str() {
+            "" => None,
+            text => Some(
+                bytes_per_s(text)
+                    .ok()
+                    .filter(|&rate| rate >= UPLINK_MIN_BYTES_PER_S)
+                    .ok_or_else(|| {
+                        file.invalid(
+                            &["peer", "uplink"],
+                            format!("{text:?} is not the speed of a link of at least 8 Mbit/s"),
+                            "write a speed such as \"10 Gbit/s\" or \"800 Mbit/s\"",
+                        )
+                    })?,
+            ),
+        };
         Ok(Peer {
             listen: address(file, &["peer", "listen"], &self.listen)?,
             advertise,
             driver,
             threads: usize::try_from(threads).unwrap_or(0),
+            uplink_bytes_per_s,
+            seed: self.seed,
         })
     }
 }

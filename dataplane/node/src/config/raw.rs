@@ -106,6 +106,8 @@ pub(super) struct RawPeer {
     pub(super) advertise: String,
     pub(super) driver: String,
     pub(super) threads: u64,
+    pub(super) uplink: String,
+    pub(super) seed: bool,
 }
 
 impl Default for RawPeer {
@@ -115,6 +117,8 @@ impl Default for RawPeer {
             advertise: String::new(),
             driver: "auto".into(),
             threads: 0,
+            uplink: String::new(),
+            seed: false,
         }
     }
 }

@@ -225,6 +225,8 @@ fn a_value_that_makes_no_sense_is_explained() {
         ("[peer]\nadvertise = \"0.0.0.0:1\"", "peer.advertise"),
         ("[peer]\ndriver = \"dpdk\"", "peer.driver"),
         ("[peer]\nthreads = 9", "peer.threads"),
+        ("[peer]\nuplink = \"fast\"", "peer.uplink"),
+        ("[peer]\nuplink = \"1 Mbit/s\"", "peer.uplink"),
         ("[control]\njoin = \"control\"", "control.join"),
         ("[control]\njoin = \"https://control:1\"", "control.join"),
         ("[store]\nlimit = \"lots\"", "store.limit"),

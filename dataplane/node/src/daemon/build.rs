@@ -64,6 +64,8 @@ impl Node {
             rack: config.labels.rack.clone(),
             zone: config.labels.zone.clone(),
         };
+        client.uplink_bytes_per_s = config.peer.uplink_bytes_per_s;
+        client.is_seed = config.peer.seed;
         let (handle, events) = ControlClient::start(client);
         let shared = Shared::new(
             store,
@@ -75,6 +77,7 @@ impl Node {
             board,
         );
         tokio::spawn(ControlLink::run(events, Arc::clone(&shared)));
+        tokio::spawn(ControlLink::report_paths(Arc::downgrade(&shared)));
 
         let backend = Arc::new(NodeBackend::new(Arc::clone(&shared)));
         let mirror = Mirror::bind(mirror_config(config)?, backend)

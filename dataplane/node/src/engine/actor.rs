@@ -54,6 +54,8 @@ pub(super) struct Actor {
     verify_wanted: bool,
     flushing: bool,
     idle_since: Option<Instant>,
+    /// The registry that control knows for this blob.
+    told_host: Option<String>,
 }
 
 impl Actor {
@@ -99,6 +101,7 @@ impl Actor {
             verify_wanted: false,
             flushing: false,
             idle_since: None,
+            told_host: None,
         }
     }
 
@@ -169,6 +172,14 @@ impl Actor {
                 tracing::trace!(digest = %self.task.digest, ?input);
                 match &input {
                     Input::Lease { pieces, .. } => self.task.leased.lock().insert_run(*pieces),
+                    Input::LeaseCut { pieces } => {
+                        let mut leased = self.task.leased.lock();
+                        for piece in pieces.range() {
+                            leased.remove(PieceIndex(piece));
+                        }
+                    }
+                    // Control may be another, that was told nothing.
+                    Input::ControlUp => self.told_host = None,
                     Input::PieceDone { piece, .. } => {
                         self.task.head.lock().take();
                         self.task.leased.lock().remove(*piece);
@@ -367,6 +378,7 @@ impl Actor {
                 }
             }
             Action::AskLease { wanted, urgent } => {
+                self.tell_host();
                 self.shared.control.send(Command::AskLease {
                     digest,
                     wanted,
@@ -397,6 +409,18 @@ impl Actor {
                 tracing::warn!(%digest, %node, ?why, "a peer is shut out of this download");
             }
             Action::Complete | Action::Fail { .. } => {}
+        }
+    }
+
+    /// Tells control which registry the blob would be fetched from, where it does not know.
+    fn tell_host(&mut self) {
+        let host = self.task.access().map(|access| access.upstream.host_port());
+        if let Some(host) = host.filter(|host| self.told_host.as_ref() != Some(host)) {
+            self.shared.control.send(Command::SourceHost {
+                digest: self.task.digest,
+                host: host.clone(),
+            });
+            self.told_host = Some(host);
         }
     }
 

@@ -121,7 +121,10 @@ pub(super) struct PieceRequest {
 /// Performs `Action::Fetch` and reports its outcome to the task.
 pub(super) async fn run(shared: Arc<Shared>, task: Arc<Task>, ask: PieceRequest) {
     let started = std::time::Instant::now();
-    let result = fetch(&shared, &task, ask).await;
+    let result = {
+        let _asking = shared.peers.paths().ask(ask.parent);
+        fetch(&shared, &task, ask).await
+    };
     let failure = result.as_ref().err().map(|error| error.failure(&ask));
     let outcome = failure.as_ref().map_or("ok", |(_, label)| *label);
     shared
@@ -145,6 +148,11 @@ pub(super) async fn run(shared: Arc<Shared>, task: Arc<Task>, ask: PieceRequest)
         }
         (Err(error), failure) => {
             tracing::info!(digest = %task.digest, parent = ?ask.parent, piece = ask.piece.0, %error, "piece not delivered");
+            if let (None, Some((failure, _))) = (error.of_the_store(), &failure)
+                && is_of_the_path(failure)
+            {
+                shared.peers.paths().failed(ask.parent);
+            }
             match (error.of_the_store(), failure) {
                 (None, Some((failure, _))) => {
                     task.input(Input::RequestFailed { request, failure }).await;
@@ -156,6 +164,15 @@ pub(super) async fn run(shared: Arc<Shared>, task: Arc<Task>, ask: PieceRequest)
             }
         }
     }
+}
+
+/// Whether another child of this parent might see the same: its being busy or without the piece is no
+/// fault.
+fn is_of_the_path(failure: &Failure) -> bool {
+    matches!(
+        failure,
+        Failure::Unreachable | Failure::Stalled | Failure::Lied
+    )
 }
 
 async fn fetch(
@@ -303,6 +320,10 @@ impl Receipt {
         .await?;
         self.task.by_peer.add(self.ask.parent, part.len());
         self.shared.by_peer.add(self.ask.parent, part.len());
+        self.shared
+            .peers
+            .paths()
+            .received(self.ask.parent, part.len());
         self.shared.metrics.received(Origin::Peer, part.len());
         self.shared.board.ring(&self.task.digest);
         let progress = Input::Progress {

@@ -73,6 +73,15 @@ pub(super) async fn run(
         Err(error) => error,
     };
     tracing::info!(digest = %task.digest, ?pieces, %error, "source run failed");
+    if let (FetchError::Source(SourceError::RateLimited { retry_after, .. }), Some(access)) =
+        (&error, &access)
+    {
+        // The whole cluster is to leave it alone for a while.
+        shared.control.send(Command::SourceLimited {
+            host: access.upstream.host_port(),
+            retry_after: *retry_after,
+        });
+    }
     report(&task, request, access, error).await;
 }
 

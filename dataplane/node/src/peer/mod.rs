@@ -1,5 +1,6 @@
 //! Other nodes: where they are, the connection to each, and what is served to them.
 
+mod paths;
 mod serve;
 
 use std::collections::{HashMap, HashSet};
@@ -12,6 +13,7 @@ use pantala_quic::{Connection, Endpoint, Error as QuicError};
 use pantala_wire::NodeId;
 use parking_lot::Mutex;
 
+pub use paths::{Asking, PathMeter, REPORT_INTERVAL};
 pub use serve::Server;
 
 use crate::metrics::Metrics;
@@ -35,6 +37,7 @@ struct Inner {
     endpoint: Endpoint,
     server: Arc<Server>,
     metrics: Arc<Metrics>,
+    paths: PathMeter,
     addresses: Mutex<HashMap<NodeId, SocketAddr>>,
     slots: Mutex<HashMap<NodeId, Slot>>,
     connections: Mutex<Vec<Connection>>,
@@ -65,6 +68,7 @@ impl Peers {
                 endpoint,
                 server,
                 metrics,
+                paths: PathMeter::default(),
                 addresses: Mutex::default(),
                 slots: Mutex::default(),
                 connections: Mutex::default(),
@@ -99,6 +103,11 @@ impl Peers {
             addresses.retain(|node, _| slots.contains_key(node));
         }
         addresses.extend(peers.iter().map(|peer| (peer.node, peer.address)));
+    }
+
+    /// What each parent delivers.
+    pub fn paths(&self) -> &PathMeter {
+        &self.inner.paths
     }
 
     /// The connection to `node`, made if there is none.
