@@ -1,5 +1,11 @@
 //! The command line of `pantala-sim`.
 
+mod chance;
+mod compare;
+mod large;
+mod output;
+mod seeds;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -7,8 +13,11 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 use crate::check::Mutation;
-use crate::pantala::{Policy, Report, World};
-use crate::scenario::Scenario;
+use crate::pantala::{Policy, World};
+use crate::scenario::{Scenario, random};
+use crate::shrink;
+
+pub use output::Figures;
 
 /// Runs scenarios in virtual time.
 #[derive(Debug, Parser)]
@@ -16,72 +25,118 @@ use crate::scenario::Scenario;
 pub struct Arguments {
     #[command(subcommand)]
     task: Task,
+    /// Write the figures to this file as `{"metrics": {name: number}, "charts": [...]}`
+    #[arg(long, global = true, value_name = "FILE")]
+    json: Option<PathBuf>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Run a scenario file
+    /// Run a scenario file; one that breaks a rule is made small and printed
     Run {
         /// The scenario
         file: PathBuf,
     },
-    /// Run one point: everybody of one kind pulls one blob at once
-    Point {
-        /// Nodes
-        nodes: u32,
-        /// Megabytes of the blob
-        megabytes: u64,
-        /// Megabit per second of each node
-        #[arg(long, default_value_t = 6_000.0)]
-        node_mbit: f64,
-        /// Megabit per second of the registry
-        #[arg(long, default_value_t = 10_000.0)]
-        registry_mbit: f64,
-        /// Inputs are taken together once in so many milliseconds
-        #[arg(long, default_value_t = 0.0)]
-        quantum_ms: f64,
-        /// Rates are shared out once in so many milliseconds
-        #[arg(long, default_value_t = 0.0)]
-        share_ms: f64,
-        /// Show how many pieces arrive in each fiftieth of a second
-        #[arg(long)]
-        timeline: bool,
-        /// Nobody reads: prefetch
-        #[arg(long)]
-        prefetch: bool,
-        #[command(flatten)]
-        knobs: Knobs,
+    /// The published benchmark: one image to 50 to 500 pods at once, and Kraken's to 2,600 hosts
+    Seeds(seeds::Options),
+    /// Random small scenarios with faults, until so many steps are done
+    Random(chance::Options),
+    /// Every deliberate fault of the cores must be caught
+    Mutations(chance::MutationOptions),
+    /// Unequal links, some of which degrade, and racks behind oversubscribed ones
+    Hetero(large::Options),
+    /// Nodes die and lie, and control is away
+    Churn(large::Options),
+    /// 100,000 nodes and 200 blobs
+    Scale(large::ScaleOptions),
+    /// Print the random scenario of a seed
+    Show {
+        /// The seed
+        seed: u64,
     },
+    /// One point, with the cores set otherwise: for experiments
+    Point(Point),
 }
 
-/// Settings of the cores, for experiments.
-#[derive(Debug, Clone, clap::Args)]
-struct Knobs {
+/// Everybody of one kind pulls one blob at once.
+#[derive(Debug, clap::Args)]
+struct Point {
+    /// Nodes
+    nodes: u32,
+    /// Megabytes of the blob
+    megabytes: u64,
+    /// Megabit per second of each node
+    #[arg(long, default_value_t = 6_000.0)]
+    node_mbit: f64,
+    /// Megabit per second of the registry
+    #[arg(long, default_value_t = 10_000.0)]
+    registry_mbit: f64,
+    /// Milliseconds to the registry's first byte
+    #[arg(long, default_value_t = 5.0)]
+    first_byte_ms: f64,
+    /// One-way delay of messages in milliseconds
+    #[arg(long, default_value_t = 0.2)]
+    delay_ms: f64,
+    /// Inputs are taken together once in so many milliseconds
+    #[arg(long, default_value_t = 0.0)]
+    quantum_ms: f64,
+    /// Rates are shared out once in so many milliseconds
+    #[arg(long, default_value_t = 0.0)]
+    share_ms: f64,
+    /// Show how many pieces arrive in each fiftieth of a second
+    #[arg(long)]
+    timeline: bool,
+    /// Nobody reads: prefetch
+    #[arg(long)]
+    prefetch: bool,
+    /// Requests outstanding at one parent
     #[arg(long)]
     per_parent: Option<u32>,
+    /// Requests outstanding at all parents
     #[arg(long)]
     in_flight: Option<u32>,
+    /// Bulk requests outstanding, shared out
+    #[arg(long)]
+    bulk: Option<u32>,
+    /// Pieces fetched in order ahead of a reader
     #[arg(long)]
     lookahead: Option<u32>,
+    /// Parents subscribed to
     #[arg(long)]
     parents: Option<u32>,
+    /// Leased fetches at once
     #[arg(long)]
     source_fetches: Option<u32>,
-    #[arg(long)]
-    source_run: Option<u32>,
 }
 
-impl Knobs {
+impl Point {
     fn policy(&self) -> Policy {
         let mut policy = Policy::default();
         let it = &mut policy.download;
-        it.requests_per_parent_max = self.per_parent.unwrap_or(it.requests_per_parent_max);
-        it.requests_in_flight_max = self.in_flight.unwrap_or(it.requests_in_flight_max);
-        it.lookahead_pieces = self.lookahead.unwrap_or(it.lookahead_pieces);
-        it.parents_max = self.parents.unwrap_or(it.parents_max);
-        it.source_fetches_max = self.source_fetches.unwrap_or(it.source_fetches_max);
-        it.source_run_pieces_max = self.source_run.unwrap_or(it.source_run_pieces_max);
+        let set = |to: &mut u32, from: Option<u32>| *to = from.unwrap_or(*to);
+        set(&mut it.requests_per_parent_max, self.per_parent);
+        set(&mut it.requests_in_flight_max, self.in_flight);
+        set(&mut it.bulk_in_flight_target, self.bulk);
+        set(&mut it.lookahead_pieces, self.lookahead);
+        set(&mut it.parents_max, self.parents);
+        set(&mut it.source_fetches_max, self.source_fetches);
         policy
+    }
+
+    fn run(&self) -> ExitCode {
+        let bytes = self.megabytes * 1_000_000;
+        let (node, registry) = (self.node_mbit, self.registry_mbit);
+        let mut scenario = Scenario::uniform("point", self.nodes, bytes, node, registry);
+        scenario.quantum_ms = self.quantum_ms;
+        scenario.share_every_ms = self.share_ms;
+        scenario.registry.first_byte_ms = self.first_byte_ms;
+        scenario.messages.delay_ms = self.delay_ms;
+        scenario.groups[0].pulls[0].prefetch = self.prefetch;
+        let report = World::new(scenario, self.policy(), Mutation::None).run();
+        if self.timeline {
+            println!("{:?}", report.timeline);
+        }
+        output::show(&report)
     }
 }
 
@@ -91,70 +146,35 @@ impl Arguments {
     /// # Errors
     /// Where a file cannot be read or written.
     pub fn run(self) -> Result<ExitCode> {
-        match self.task {
-            Task::Run { file } => {
-                let scenario = Scenario::read(&file)?;
-                let report = World::new(scenario, Policy::default(), Mutation::None).run();
-                Ok(show(&report))
+        let mut figures = Figures::default();
+        let code = match self.task {
+            Task::Run { file } => run_file(&Scenario::read(&file)?),
+            Task::Seeds(options) => options.run(&mut figures),
+            Task::Random(options) => options.run(&mut figures),
+            Task::Mutations(options) => options.run(&mut figures),
+            Task::Hetero(options) => large::hetero(&options, &mut figures),
+            Task::Churn(options) => large::churn(&options, &mut figures),
+            Task::Scale(options) => options.run(&mut figures),
+            Task::Show { seed } => {
+                print!("{}", random(seed).to_toml());
+                ExitCode::SUCCESS
             }
-            Task::Point {
-                nodes,
-                megabytes,
-                node_mbit,
-                registry_mbit,
-                quantum_ms,
-                share_ms,
-                timeline,
-                prefetch,
-                knobs,
-            } => {
-                let bytes = megabytes * 1_000_000;
-                let mut s = Scenario::uniform("point", nodes, bytes, node_mbit, registry_mbit);
-                s.quantum_ms = quantum_ms;
-                s.share_every_ms = share_ms;
-                s.groups[0].pulls[0].prefetch = prefetch;
-                let report = World::new(s, knobs.policy(), Mutation::None).run();
-                if timeline {
-                    println!("{:?}", report.timeline);
-                }
-                Ok(show(&report))
-            }
+            Task::Point(point) => point.run(),
+        };
+        if let Some(path) = &self.json {
+            figures.write(path)?;
         }
+        Ok(code)
     }
 }
 
-fn show(report: &Report) -> ExitCode {
-    println!(
-        "makespan {:.3} s, p50 {:.3} s, p99 {:.3} s, copies {:.4}, registry peak {:.2} Gbit/s",
-        report.makespan_s,
-        report.quantile_s(0.5),
-        report.quantile_s(0.99),
-        report.copies,
-        report.registry_peak_bytes_per_s * 8e-9,
-    );
-    println!(
-        "pieces from peers {}, from the source {}, alone {}, hedges {}, refusals {}, leases {}, waits {}, wasted {} MiB",
-        report.pieces.0,
-        report.pieces.1,
-        report.alone_fetches,
-        report.hedges,
-        report.refusals,
-        report.leases.0,
-        report.leases.1,
-        report.wasted_bytes >> 20,
-    );
-    println!(
-        "{} steps, {} inputs, {} messages to control, {:.2} s",
-        report.steps,
-        report.inputs,
-        report.control_messages,
-        report.took.as_secs_f64()
-    );
-    match &report.violation {
-        Some(violation) => {
-            println!("BROKEN {violation}");
+fn run_file(scenario: &Scenario) -> ExitCode {
+    let policy = Policy::default();
+    match shrink::run(scenario, &policy, Mutation::None) {
+        Ok(report) => output::show(&report),
+        Err(violation) => {
+            chance::explain(scenario, &policy, Mutation::None, violation);
             ExitCode::FAILURE
         }
-        None => ExitCode::SUCCESS,
     }
 }

@@ -10,13 +10,13 @@
 
 #![forbid(unsafe_code)]
 
-// pub mod baseline;
-// pub mod bound;
+pub mod baseline;
+pub mod bound;
 pub mod check;
 pub mod cli;
 pub mod network;
 pub mod pantala;
-// pub mod published;
+pub mod published;
 pub mod rng;
 pub mod scenario;
 pub mod shrink;
