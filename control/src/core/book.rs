@@ -82,18 +82,12 @@ impl Core {
             self.forget(digest);
             return;
         }
-        for slot in task.wake(PUSHES_PER_EVENT_MAX) {
-            if let Some(node) = self.nodes.get(slot) {
-                let retry_after = Duration::ZERO;
-                out.push((
-                    node.id,
-                    ToNode::LeaseWait {
-                        digest,
-                        retry_after,
-                    },
-                ));
-            }
-        }
+        let linked = std::mem::take(&mut task.linked);
+        self.push_parents(digest, &linked, out);
+        self.serve_waiting(now, digest, out);
+        let Some(task) = self.tasks.get_mut(&digest) else {
+            return;
+        };
         let alarm = task.expiries.first().map(|&(at, _)| at);
         let before = std::mem::replace(&mut task.alarm, alarm);
         if before != alarm {
@@ -114,6 +108,32 @@ impl Core {
                 self.idle.remove(&(since, digest));
             }
             _ => {}
+        }
+    }
+
+    /// Leases what has come free to those that wait for it, unless nodes that have not announced yet may
+    /// hold or fetch it.
+    fn serve_waiting(&mut self, now: Duration, digest: BlobDigest, out: &mut Out) {
+        let is_settled = now >= self.started + self.config.start_grace;
+        let Some(task) = self.tasks.get_mut(&digest) else {
+            return;
+        };
+        if !is_settled && (self.is_successor || task.announced_count > 0) {
+            return;
+        }
+        let expires_in = self.config.lease_ttl;
+        for (slot, pieces) in task.serve_waiting(PUSHES_PER_EVENT_MAX, now, expires_in) {
+            self.leases_granted += 1;
+            if let Some(node) = self.nodes.get(slot) {
+                out.push((
+                    node.id,
+                    ToNode::Lease {
+                        digest,
+                        pieces,
+                        expires_in,
+                    },
+                ));
+            }
         }
     }
 

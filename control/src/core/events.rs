@@ -194,7 +194,7 @@ impl Core {
                 },
             ));
         } else {
-            task.wait(slot);
+            task.wait(slot, wanted);
             let retry_after = Duration::from_millis(task.waiting.len() as u64)
                 .clamp(self.config.retry_min, self.config.retry_max);
             out.push((

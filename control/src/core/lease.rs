@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use pantala_wire::{PieceIndex, PieceRun};
 
-use super::config::{LEASE_RUN_MAX, LEASES_PER_MEMBER_MAX};
+use super::config::{
+    LEASE_RUN_MAX, LEASED_PIECES_TARGET, LEASES_PER_MEMBER_MAX, LEASES_PER_TASK_MAX,
+};
 use super::nodes::Slot;
 use super::task::{Member, Task, ascending};
 
@@ -30,10 +32,12 @@ impl Task {
     }
 
     /// How many pieces a lease is given on: half of a fair share, so that the last leases end
-    /// together and nobody waits long for a slow one.
+    /// together and nobody waits long for a slow one, and few where many fetch at once.
     fn run_length(&self) -> u32 {
-        let share = self.free_count() as usize / (2 * self.sourcing_count.max(1));
-        share.clamp(1, LEASE_RUN_MAX as usize) as u32
+        let sourcing_count = self.sourcing_count.max(1);
+        let share = self.free_count() as usize / (2 * sourcing_count);
+        let at_once = LEASED_PIECES_TARGET / sourcing_count.min(LEASES_PER_TASK_MAX) as u32;
+        at_once.min(share.max(2) as u32).clamp(1, LEASE_RUN_MAX)
     }
 
     /// Leases pieces out of `wanted` to `slot`, from `urgent` on where that can be.
@@ -49,6 +53,7 @@ impl Task {
         let may_have_more = member.wanted
             && member.has_source
             && member.leases.len() < LEASES_PER_MEMBER_MAX
+            && self.leases.len() < LEASES_PER_TASK_MAX
             && (self.free_count() > 0 || !member.excluded.is_empty());
         if !may_have_more {
             return None;
@@ -130,16 +135,30 @@ impl Task {
         count
     }
 
-    /// The waiting members to tell that something has come free, at most `max` of them.
-    pub(super) fn wake(&mut self, max: usize) -> Vec<Slot> {
-        if !std::mem::take(&mut self.has_freed) {
-            return Vec::new();
-        }
-        let count = max.min(self.free_count() as usize);
-        let woken: Vec<Slot> = self.waiting.values().copied().take(count).collect();
-        for &slot in &woken {
+    /// Leases to waiting members what can be leased now, to at most `max` of them. They are not told to
+    /// ask again: the source would be idle for a round trip after each lease.
+    pub(super) fn serve_waiting(
+        &mut self,
+        max: usize,
+        now: Duration,
+        ttl: Duration,
+    ) -> Vec<(Slot, PieceRun)> {
+        let mut served = Vec::new();
+        for _ in 0..max {
+            if self.free_count() == 0 || self.leases.len() >= LEASES_PER_TASK_MAX {
+                break;
+            }
+            let Some(slot) = self.waiting.values().next().copied() else {
+                break;
+            };
             self.stop_waiting(slot);
+            let wanted = self.members.get(&slot).and_then(|m| m.waits_for);
+            if let Some(wanted) = wanted
+                && let Some(run) = self.grant(slot, &[wanted], None, now, ttl)
+            {
+                served.push((slot, run));
+            }
         }
-        woken
+        served
     }
 }

@@ -85,9 +85,7 @@ impl Task {
 
     /// The opening has ended: its pieces can be leased, unless its holder is given them first.
     fn end_reservation(&mut self) {
-        if std::mem::take(&mut self.reserved_count) > 0 {
-            self.has_freed = true;
-        }
+        self.reserved_count = 0;
     }
 }
 

@@ -39,7 +39,22 @@ impl Chooser {
 }
 
 impl Task {
+    /// Links both ways where both download: else whoever comes last has no children, and what it alone
+    /// fetched from the source goes nowhere.
     fn link(&mut self, child: Slot, parent: Slot) {
+        self.link_one_way(child, parent);
+        let is_mutual = self.members.get(&parent).is_some_and(|member| {
+            member.wanted
+                && member.parents.len() < PARENTS_MAX
+                && !member.parents.contains(&child)
+                && !member.excluded.iter().any(|&(slot, _)| slot == child)
+        });
+        if is_mutual {
+            self.link_one_way(parent, child);
+            self.linked.push(parent);
+        }
+    }
+    fn link_one_way(&mut self, child: Slot, parent: Slot) {
         if let Some(member) = self.members.get_mut(&child) {
             member.parents.push(parent);
         }

@@ -43,6 +43,8 @@ pub(super) struct Member {
     pub(super) leases: Vec<u32>,
     /// Its number in the queue of those who wait for a lease.
     pub(super) waiting: Option<u64>,
+    /// What it waits for: from its first wanted piece to its last.
+    pub(super) waits_for: Option<PieceRun>,
     /// Its number in the queue of those who have too few parents.
     pub(super) short: Option<u64>,
     order_at: usize,
@@ -98,8 +100,8 @@ pub(super) struct Task {
     uncovered_count: u32,
     /// Pieces at the start that a node which has not named the size yet may be fetching.
     pub(super) reserved_count: u32,
-    /// Something has come free since the waiting were last told.
-    pub(super) has_freed: bool,
+    /// Members that became children of those that were given them as parents, and are to be told.
+    pub(super) linked: Vec<Slot>,
     pub(super) waiting: BTreeMap<u64, Slot>,
     pub(super) short: BTreeMap<u64, Slot>,
     next_ticket: u64,
@@ -149,7 +151,7 @@ impl Task {
             next_lease: NO_LEASE,
             uncovered_count: piece_count,
             reserved_count: 0,
-            has_freed: false,
+            linked: Vec::new(),
             waiting: BTreeMap::new(),
             short: BTreeMap::new(),
             next_ticket: 0,
@@ -268,7 +270,6 @@ impl Task {
         if std::mem::replace(&mut member.complete, false) {
             let at = member.complete_at;
             self.complete.swap_remove(at);
-            self.has_freed = true;
             if let Some(moved) = self.complete.get(at)
                 && let Some(moved) = self.members.get_mut(moved)
             {
@@ -286,7 +287,6 @@ impl Task {
             state.holders -= 1;
             if state.holders == 0 && state.lease == NO_LEASE {
                 self.uncovered_count += 1;
-                self.has_freed = true;
             }
         }
     }
@@ -362,7 +362,6 @@ impl Task {
         state.lease = NO_LEASE;
         if state.holders == 0 {
             self.uncovered_count += 1;
-            self.has_freed = true;
         }
     }
 
@@ -390,11 +389,18 @@ impl Task {
         }
     }
 
-    pub(super) fn wait(&mut self, slot: Slot) {
+    pub(super) fn wait(&mut self, slot: Slot, wanted: &[PieceRun]) {
         let ticket = self.ticket();
-        if let Some(member) = self.members.get_mut(&slot)
-            && member.waiting.is_none()
-        {
+        let first = wanted.iter().map(|run| run.first).min();
+        let end = wanted.iter().map(|run| run.range().end).max();
+        let Some(member) = self.members.get_mut(&slot) else {
+            return;
+        };
+        member.waits_for = first.zip(end).map(|(first, end)| PieceRun {
+            first,
+            count: end - first,
+        });
+        if member.waiting.is_none() {
             member.waiting = Some(ticket);
             self.waiting.insert(ticket, slot);
         }
