@@ -43,6 +43,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         "pantala-perf",
         &["pantala-quic", "pantala-store", "pantala-wire"],
     ),
+    (
+        "pantala-sim",
+        &["pantala-control", "pantala-swarm", "pantala-wire"],
+    ),
     ("xtask", &[]),
 ];
 /// Crates that decide: no runtime, no sockets, no clocks.

@@ -124,7 +124,11 @@ impl Referee {
     }
 
     fn end(&mut self, node: u32, blob: u32, piece: u32) {
-        if self.leases.get(&(blob, piece)).is_some_and(|l| l.node == node) {
+        if self
+            .leases
+            .get(&(blob, piece))
+            .is_some_and(|l| l.node == node)
+        {
             self.leases.remove(&(blob, piece));
         }
         if let Some(pieces) = self.by_node.get_mut(&node).and_then(|b| b.get_mut(&blob)) {
@@ -275,7 +279,8 @@ impl Referee {
         if is_held {
             return Ok(());
         }
-        let text = format!("node {parent} promises piece {piece} to node {child} without having it");
+        let text =
+            format!("node {parent} promises piece {piece} to node {child} without having it");
         Err(Violation::new("acyclic", text))
     }
 
@@ -298,7 +303,10 @@ impl Referee {
                 expires_in,
             } => {
                 let Some(&blob) = blobs.get(digest) else {
-                    return Err(Violation::new("leases", "a lease on a blob that there is not"));
+                    return Err(Violation::new(
+                        "leases",
+                        "a lease on a blob that there is not",
+                    ));
                 };
                 let count = self.piece_counts[blob as usize];
                 if pieces.count == 0 || pieces.count > LEASE_RUN_MAX || pieces.range().end > count {
@@ -323,7 +331,10 @@ impl Referee {
                 } else {
                     return Ok(());
                 };
-                Err(Violation::new("bounds", format!("node {node} is told of {wrong}")))
+                Err(Violation::new(
+                    "bounds",
+                    format!("node {node} is told of {wrong}"),
+                ))
             }
             ToNode::ShutOut(list) => {
                 self.shut_out.extend(list.iter().copied());

@@ -48,7 +48,10 @@ pub(super) fn explain(
     mutation: Mutation,
     violation: Violation,
 ) {
-    println!("{} (seed {}): BROKEN {violation}", scenario.name, scenario.seed);
+    println!(
+        "{} (seed {}): BROKEN {violation}",
+        scenario.name, scenario.seed
+    );
     let (small, violation) = shrink::shrink(scenario, policy, mutation, violation);
     println!("the smallest that breaks the same rule: {violation}\n");
     println!("{}", small.to_toml());

@@ -156,7 +156,13 @@ fn beside_baselines(scenario: &Scenario, options: &Options, figures: &mut Figure
         );
     };
     let times = [ours.quantile_s(0.5), ours.quantile_s(0.99), ours.makespan_s];
-    line("Pantala", times, ours.copies, ours.rack_bytes, ours.zone_bytes);
+    line(
+        "Pantala",
+        times,
+        ours.copies,
+        ours.rack_bytes,
+        ours.zone_bytes,
+    );
     let mut bars = vec![
         ("lower bound".to_owned(), bound.as_secs_f64()),
         ("Pantala".to_owned(), ours.makespan_s),
@@ -236,7 +242,9 @@ impl ScaleOptions {
             },
             messages: Messages::default(),
             racks: None,
-            blobs: (0..self.blobs as usize).map(|n| sizes[n % sizes.len()] << 20).collect(),
+            blobs: (0..self.blobs as usize)
+                .map(|n| sizes[n % sizes.len()] << 20)
+                .collect(),
             groups: vec![Group {
                 pulls: Vec::new(),
                 draws: Some(Draws {
@@ -273,6 +281,12 @@ impl ScaleOptions {
 fn peak_memory_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    let kib = line.and_then(|line| line.trim().trim_end_matches("kB").trim().parse::<u64>().ok());
+    let kib = line.and_then(|line| {
+        line.trim()
+            .trim_end_matches("kB")
+            .trim()
+            .parse::<u64>()
+            .ok()
+    });
     kib.unwrap_or(0) * 1024
 }

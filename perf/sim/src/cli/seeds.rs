@@ -123,7 +123,17 @@ impl Options {
     pub(super) fn run(&self, figures: &mut Figures) -> ExitCode {
         println!(
             "{:<20}{:>8}{:>8}{:>7}{:>8}{:>9}{:>9}{:>9}{:>9}{:>9}{:>9}",
-            "", "ours s", "bound", "ratio", "copies", "peak Gb", "OCIv1", "Dragonfly", "Kraken", "BitTor.", "took s"
+            "",
+            "ours s",
+            "bound",
+            "ratio",
+            "copies",
+            "peak Gb",
+            "OCIv1",
+            "Dragonfly",
+            "Kraken",
+            "BitTor.",
+            "took s"
         );
         let mut rows = Vec::new();
         let mut failed = false;
@@ -166,8 +176,10 @@ impl Options {
 
 fn print_row(row: &Row) {
     let seconds = |policy: &str| {
-        row.of(policy)
-            .map_or_else(|| "-".to_owned(), |time| format!("{:.2}", time.as_secs_f64()))
+        row.of(policy).map_or_else(
+            || "-".to_owned(),
+            |time| format!("{:.2}", time.as_secs_f64()),
+        )
     };
     let names: Vec<&str> = row.others.iter().map(|other| other.policy).collect();
     let others: Vec<String> = match names.len() {
@@ -220,12 +232,16 @@ fn print_published(rows: &[(Row, Option<Point>)]) {
 }
 
 fn charts(rows: &[(Row, Option<Point>)], figures: &mut Figures) {
-    let chart = |file: &str, title: &str, unit: &str, of: &dyn Fn(&Row) -> Vec<(String, f64)>| Chart {
-        file: file.to_owned(),
-        title: title.to_owned(),
-        unit: unit.to_owned(),
-        groups: rows.iter().map(|(row, _)| (row.name.clone(), of(row))).collect(),
-    };
+    let chart =
+        |file: &str, title: &str, unit: &str, of: &dyn Fn(&Row) -> Vec<(String, f64)>| Chart {
+            file: file.to_owned(),
+            title: title.to_owned(),
+            unit: unit.to_owned(),
+            groups: rows
+                .iter()
+                .map(|(row, _)| (row.name.clone(), of(row)))
+                .collect(),
+        };
     figures.chart(chart(
         "makespan",
         "From the first request to the last node that has the image",
@@ -261,9 +277,15 @@ fn charts(rows: &[(Row, Option<Point>)], figures: &mut Figures) {
         "Gbit/s, simulated",
         &|row| {
             let gbit = |bytes_per_s: f64| bytes_per_s * 8e-9;
-            let mut bars = vec![("Pantala".to_owned(), gbit(row.ours.registry_peak_bytes_per_s))];
+            let mut bars = vec![(
+                "Pantala".to_owned(),
+                gbit(row.ours.registry_peak_bytes_per_s),
+            )];
             bars.extend(row.others.iter().map(|other| {
-                (other.policy.to_owned(), gbit(other.registry_peak_bytes_per_s))
+                (
+                    other.policy.to_owned(),
+                    gbit(other.registry_peak_bytes_per_s),
+                )
             }));
             bars
         },

@@ -225,7 +225,8 @@ impl World {
         }
         self.counts.control_messages += 1;
         let id = self.nodes[node as usize].id;
-        self.referee.hears(self.now, node, &message, &self.by_digest);
+        self.referee
+            .hears(self.now, node, &message, &self.by_digest);
         let mut out = Vec::new();
         self.control.core.handle(self.now, id, message, &mut out);
         self.control_answers(out);
@@ -260,10 +261,12 @@ impl World {
             let Some(&node) = self.by_id.get(&to) else {
                 continue;
             };
-            let message = self.referee.bent_answer(self.now, node, message, &self.by_digest);
-            let checked = self
+            let message = self
                 .referee
-                .checks(self.now, node, &message, &self.by_digest, &self.by_id);
+                .bent_answer(self.now, node, message, &self.by_digest);
+            let checked =
+                self.referee
+                    .checks(self.now, node, &message, &self.by_digest, &self.by_id);
             if let Err(violation) = checked {
                 return self.breaks(violation);
             }

@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pantala_control::core::FromNode;
-use pantala_swarm::{
-    Action, Author, Blame, Download, Failure, Gone, Input, ReaderId, RequestId,
-};
+use pantala_swarm::{Action, Author, Blame, Download, Failure, Gone, Input, ReaderId, RequestId};
 use pantala_wire::{ByteRange, PieceIndex, PieceSet, Priority};
 
 use super::node::{Live, Stored, Task};
@@ -112,7 +110,11 @@ impl World {
     /// Tells control that the blob is downloaded here.
     pub(super) fn open_at_control(&mut self, node: u32, blob: u32) {
         let it = &self.nodes[node as usize];
-        let Some(stored) = it.stores.get(&blob).filter(|_| it.tasks.contains_key(&blob)) else {
+        let Some(stored) = it
+            .stores
+            .get(&blob)
+            .filter(|_| it.tasks.contains_key(&blob))
+        else {
             return;
         };
         let message = FromNode::OpenTask {
@@ -203,7 +205,9 @@ impl World {
                     let mine = |u: &super::node::Upload| u.request == request && u.blob == blob;
                     (active.filter(|(_, u)| mine(u)).map(|(flow, _)| *flow), 0)
                 }
-                Live::Source { run, next, flow, .. } => (
+                Live::Source {
+                    run, next, flow, ..
+                } => (
                     *flow,
                     u64::from(next - run.first) * self.layouts[blob as usize].piece_size(),
                 ),
@@ -217,7 +221,8 @@ impl World {
         let now = self.now;
         if let Some(task) = self.nodes[node as usize].tasks.get_mut(&blob) {
             for (request, groups) in progress {
-                task.machine.handle(now, Input::Progress { request, groups });
+                task.machine
+                    .handle(now, Input::Progress { request, groups });
             }
         }
     }
@@ -428,15 +433,13 @@ impl World {
         };
         let same = |l: &Live| matches!(l, Live::Parent { piece: other, .. } if *other == piece);
         self.counts.hedges += u64::from(task.live.values().any(same));
-        task.live.insert(
-            request,
-            Live::Parent {
-                parent: to,
-                piece,
-            },
-        );
+        task.live
+            .insert(request, Live::Parent { parent: to, piece });
         if !task.subscriptions.contains_key(&to) {
-            self.breaks(Violation::new("bounds", "a node asks who is no parent of its"));
+            self.breaks(Violation::new(
+                "bounds",
+                "a node asks who is no parent of its",
+            ));
         }
         let message = PeerMessage::Fetch {
             blob,

@@ -148,7 +148,11 @@ impl World {
                 | PeerMessage::Fetch { .. }
                 | PeerMessage::Cancel { .. }
         );
-        let (child, parent) = if is_from_child { (from, to) } else { (to, from) };
+        let (child, parent) = if is_from_child {
+            (from, to)
+        } else {
+            (to, from)
+        };
         self.after(LOSS_NOTICE_TIME, Event::Broken { child, parent });
     }
 
@@ -160,7 +164,8 @@ impl World {
         let mut lost: Vec<(u32, RequestId)> = Vec::new();
         let mut gone: Vec<(u32, u64)> = Vec::new();
         for (&blob, task) in &it.tasks {
-            let to_it = |live: &Live| matches!(live, Live::Parent { parent: p, .. } if *p == parent);
+            let to_it =
+                |live: &Live| matches!(live, Live::Parent { parent: p, .. } if *p == parent);
             lost.extend(
                 task.live
                     .iter()

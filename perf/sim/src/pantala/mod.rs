@@ -70,8 +70,15 @@ pub struct Policy {
 /// What a flow carries.
 #[derive(Debug, Clone, Copy)]
 enum FlowUse {
-    Upload { parent: u32, child: u32 },
-    Source { node: u32, epoch: u32, ask: SourceAsk },
+    Upload {
+        parent: u32,
+        child: u32,
+    },
+    Source {
+        node: u32,
+        epoch: u32,
+        ask: SourceAsk,
+    },
 }
 
 /// Counts of what happened.
@@ -263,12 +270,19 @@ impl World {
                     shut_out: Rc::default(),
                     pulls: states,
                 });
-                self.queue.push(Duration::ZERO, Event::Start { node: index });
+                self.queue
+                    .push(Duration::ZERO, Event::Start { node: index });
                 for (pull, state) in self.nodes[index as usize].pulls.iter().enumerate() {
                     let number = pull as u32;
                     // After the sessions stand: nodes are there before they are asked for something.
                     let at = state.at + SETTLE_TIME;
-                    self.queue.push(at, Event::Pull { node: index, number });
+                    self.queue.push(
+                        at,
+                        Event::Pull {
+                            node: index,
+                            number,
+                        },
+                    );
                     self.open_pulls += 1;
                 }
                 if let Some(fault) = &group.fault

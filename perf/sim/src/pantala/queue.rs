@@ -78,9 +78,17 @@ pub(super) enum Event {
     /// The connection over which `child` fetches from `parent` is found broken.
     Broken { child: u32, parent: u32 },
     /// A request reaches the registry.
-    SourceAsk { node: u32, epoch: u32, ask: SourceAsk },
+    SourceAsk {
+        node: u32,
+        epoch: u32,
+        ask: SourceAsk,
+    },
     /// The registry begins to answer.
-    SourceAnswer { node: u32, epoch: u32, ask: SourceAsk },
+    SourceAnswer {
+        node: u32,
+        epoch: u32,
+        ask: SourceAsk,
+    },
     /// The last byte of a piece from the registry is here.
     SourcePiece {
         node: u32,
@@ -89,7 +97,11 @@ pub(super) enum Event {
         piece: u32,
     },
     /// The registry refuses.
-    SourceRefusal { node: u32, epoch: u32, ask: SourceAsk },
+    SourceRefusal {
+        node: u32,
+        epoch: u32,
+        ask: SourceAsk,
+    },
     /// The sha256 of a whole blob is computed.
     Verified { node: u32, epoch: u32, blob: u32 },
     /// A node tries to open a session with control.

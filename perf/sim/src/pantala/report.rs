@@ -170,6 +170,9 @@ fn shown(texts: &[String]) -> Option<String> {
     match (texts.len(), more) {
         (0, _) => None,
         (_, 0) => Some(first.collect::<Vec<_>>().join("; ")),
-        (_, more) => Some(format!("{} and {more} more", first.collect::<Vec<_>>().join("; "))),
+        (_, more) => Some(format!(
+            "{} and {more} more",
+            first.collect::<Vec<_>>().join("; ")
+        )),
     }
 }

@@ -52,7 +52,9 @@ impl Topology {
         if let Some(racks) = &scenario.racks {
             for rack in 0..rack_count {
                 topology.racks.push(pair(network, racks.mbit));
-                topology.zone_of.push(rack.checked_div(racks.per_zone).unwrap_or(0));
+                topology
+                    .zone_of
+                    .push(rack.checked_div(racks.per_zone).unwrap_or(0));
             }
             let zone_count = topology.zone_of.last().map_or(0, |zone| zone + 1);
             if racks.zone_mbit > 0.0 && racks.per_zone > 0 {

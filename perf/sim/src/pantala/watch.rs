@@ -20,7 +20,8 @@ impl World {
         } else if is_bad && it.habit == Habit::Honest && !self.has_forgers {
             // A forged piece matches its digests: that is found at the end, and by design.
             let piece = upload.piece;
-            let text = format!("node {parent} serves piece {piece}, which does not match its digests");
+            let text =
+                format!("node {parent} serves piece {piece}, which does not match its digests");
             self.breaks(Violation::new("verified", text));
         }
     }

@@ -2,9 +2,7 @@
 
 use crate::rng::Rng;
 
-use super::{
-    Fault, FaultKind, Group, Habit, Messages, Outage, Pull, Racks, Registry, Scenario,
-};
+use super::{Fault, FaultKind, Group, Habit, Messages, Outage, Pull, Racks, Registry, Scenario};
 
 /// Nodes of a random scenario at most: enough for every kind of meeting, few enough to be fast.
 const NODES_MAX: u64 = 14;
@@ -31,8 +29,16 @@ pub fn random(seed: u64) -> Scenario {
     let messages = Messages {
         delay_ms: rng.pick(&[0.1, 0.5, 2.0, 20.0]),
         jitter_ms: rng.pick(&[0.0, 0.2, 5.0]),
-        control_loss: if calm { 0.0 } else { rng.pick(&[0.0, 0.0, 0.002, 0.02]) },
-        peer_loss: if calm { 0.0 } else { rng.pick(&[0.0, 0.0, 0.002, 0.01]) },
+        control_loss: if calm {
+            0.0
+        } else {
+            rng.pick(&[0.0, 0.0, 0.002, 0.02])
+        },
+        peer_loss: if calm {
+            0.0
+        } else {
+            rng.pick(&[0.0, 0.0, 0.002, 0.01])
+        },
     };
     let racks = rng.chance(0.3).then(|| Racks {
         nodes: rng.range(1, 5) as u32,
@@ -58,7 +64,11 @@ pub fn random(seed: u64) -> Scenario {
         registry: Registry {
             mbit: rng.pick(&[50.0, 200.0, 1_000.0, 10_000.0]),
             first_byte_ms: rng.pick(&[1.0, 20.0, 200.0]),
-            requests_per_s: if calm { 0.0 } else { rng.pick(&[0.0, 0.0, 20.0, 100.0]) },
+            requests_per_s: if calm {
+                0.0
+            } else {
+                rng.pick(&[0.0, 0.0, 20.0, 100.0])
+            },
             retry_after_s: rng.pick(&[0.2, 1.0, 3.0]),
         },
         messages,
