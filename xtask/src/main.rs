@@ -1,7 +1,7 @@
 //! `cargo xtask`: the demo, the tests and the benchmarks of Pantala.
 //!
 //! `cargo xtask demo` shows the main job on real programs, `cargo xtask test` runs everything that
-//! must pass, `cargo xtask perf` measures. All of them set up the same [`rig`].
+//! must pass, `cargo xtask perf` measures, `cargo xtask sim` simulates. All of them set up the same [`rig`].
 
 #![forbid(unsafe_code)]
 
@@ -40,6 +40,8 @@ enum Task {
     /// Measure, side by side with a baseline
     #[command(subcommand)]
     Perf(perf::Benchmark),
+    /// Run the cores in virtual time: `cargo xtask sim help`
+    Sim(perf::sim::Options),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
         Task::E2e(options) => e2e::main(&options),
         Task::Fuzz(options) => check::fuzz::main(&options),
         Task::Perf(benchmark) => perf::main(&benchmark),
+        Task::Sim(options) => perf::sim::main(&options),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -48,6 +48,10 @@ const ARROWS: &[(&str, &[&str])] = &[
             "pantala-wire",
         ],
     ),
+    (
+        "pantala-sim",
+        &["pantala-control", "pantala-swarm", "pantala-wire"],
+    ),
     ("xtask", &[]),
 ];
 /// Crates that decide: no runtime, no sockets, no clocks.

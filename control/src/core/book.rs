@@ -128,22 +128,14 @@ impl Core {
             self.pass_on(now, ended, out);
             return;
         }
-        let digest = task.digest;
         let ended = std::mem::take(&mut task.ended);
-        for member in task.wake(PUSHES_PER_EVENT_MAX) {
-            if let Some(member) = task.members.get(member)
-                && let Some(node) = self.nodes.get(member.slot)
-            {
-                let retry_after = Duration::ZERO;
-                out.push((
-                    node.id,
-                    ToNode::LeaseWait {
-                        digest,
-                        retry_after,
-                    },
-                ));
-            }
-        }
+        let linked = std::mem::take(&mut task.linked);
+        let woken = task.wake(PUSHES_PER_EVENT_MAX);
+        self.wake(id, &woken, out);
+        self.push_parents(now, id, &linked, out);
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
         let alarm = task.expiries.first().map(|&(at, _)| at);
         let before = std::mem::replace(&mut task.alarm, alarm);
         if before != alarm {
@@ -168,7 +160,26 @@ impl Core {
         self.pass_on(now, ended, out);
     }
 
-    /// Leases have ended: their host has room for others.
+    /// Tells waiting members that something has come free.
+    fn wake(&self, id: TaskId, members: &[MemberId], out: &mut Out) {
+        let Some(task) = self.tasks.get(id) else {
+            return;
+        };
+        let digest = task.digest;
+        let retry_after = Duration::ZERO;
+        for &member in members {
+            let slot = task.members.get(member).map(|member| member.slot);
+            if let Some(node) = slot.and_then(|slot| self.nodes.get(slot)) {
+                let wait = ToNode::LeaseWait {
+                    digest,
+                    retry_after,
+                };
+                out.push((node.id, wait));
+            }
+        }
+    }
+
+    /// Leases have ended: their host has room for others, first of all for the task that it turned away.
     fn pass_on(&mut self, now: Duration, ended: Vec<(HostId, bool)>, out: &mut Out) {
         for (host, is_done) in ended {
             self.hosts.ended(host, is_done);
@@ -178,22 +189,52 @@ impl Core {
             let Some(task) = self.tasks.get_mut(id) else {
                 continue;
             };
-            let digest = task.digest;
-            let retry_after = Duration::ZERO;
-            for member in task.wake_some(1) {
-                let slot = task.members.get(member).map(|member| member.slot);
-                if let Some(node) = slot.and_then(|slot| self.nodes.get(slot)) {
-                    out.push((
-                        node.id,
-                        ToNode::LeaseWait {
-                            digest,
-                            retry_after,
-                        },
-                    ));
-                }
-            }
+            let woken = task.wake_some(1);
             if !task.waiting.is_empty() {
                 self.hosts.starve(host, id);
+            }
+            self.wake(id, &woken, out);
+        }
+    }
+
+    /// A lease has ended as it should: leases others to those that wait, unless nodes that have not announced
+    /// yet may hold or fetch the pieces. They are not told to ask again: the source would be idle for a
+    /// round trip after each lease. Where a lease ends otherwise they are, since its holder may be about
+    /// to say that it has the pieces.
+    pub(super) fn serve_waiting(&mut self, now: Duration, id: TaskId, out: &mut Out) {
+        let is_settled = now >= self.started + self.config.start_grace;
+        let Some(task) = self.tasks.get_mut(id) else {
+            return;
+        };
+        if !is_settled && (self.is_successor || task.announced_count > 0) {
+            return;
+        }
+        let digest = task.digest;
+        let expires_in = self.config.lease_ttl;
+        for _ in 0..PUSHES_PER_EVENT_MAX {
+            let Some((member, slot, host)) = task.next_waiting() else {
+                return;
+            };
+            let turned_away =
+                host.is_some_and(|host| self.hosts.may_lease(host, now, slot).is_err());
+            if let Some(host) = host.filter(|_| turned_away) {
+                self.hosts.starve(host, id);
+                return;
+            }
+            let Some(pieces) = task.grant_waiting(member, now, expires_in) else {
+                continue;
+            };
+            self.leases_granted += 1;
+            if let Some(host) = host {
+                self.hosts.leased(host, now);
+            }
+            if let Some(node) = self.nodes.get(slot) {
+                let lease = ToNode::Lease {
+                    digest,
+                    pieces,
+                    expires_in,
+                };
+                out.push((node.id, lease));
             }
         }
     }

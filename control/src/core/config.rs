@@ -15,6 +15,13 @@ pub const OPENING_BYTES: u64 = LEASE_RUN_MAX as u64 * pantala_wire::layout::PIEC
 pub const OPENINGS_MAX: usize = 64 * 1024;
 /// Openings of one node at a time: the requests that it has under way at one source are fewer.
 pub const OPENINGS_PER_NODE_MAX: usize = 64;
+/// Leases of a task at a time, over all nodes. A source shared by many transfers finishes none of them
+/// for long, and until a piece is whole nobody can pass it on: sixteen keep a fast source busy over its
+/// first bytes' latency.
+pub const LEASES_PER_TASK_MAX: usize = 16;
+/// Pieces that all leases of a task should name together: with few nodes, longer runs make up for the
+/// latency of each request.
+pub const LEASED_PIECES_TARGET: u32 = 32;
 /// Leases of one node on one task: enough to ask ahead of the source, too few to hoard a blob.
 pub const LEASES_PER_MEMBER_MAX: usize = 8;
 /// Parents that a node gets without asking for more: enough to outlive the failure of some.

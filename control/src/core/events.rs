@@ -348,7 +348,7 @@ impl Core {
                 },
             ));
         } else {
-            task.wait(asking);
+            task.wait(asking, wanted);
             let retry_after = Duration::from_millis(task.waiting.len() as u64)
                 .clamp(self.config.retry_min, self.config.retry_max)
                 .max(turned_away.unwrap_or(Duration::ZERO));

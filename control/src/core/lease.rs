@@ -4,8 +4,12 @@ use std::time::Duration;
 
 use pantala_wire::{PieceIndex, PieceRun};
 
-use super::config::{LEASE_RUN_MAX, LEASES_PER_MEMBER_MAX};
+use super::config::{
+    LEASE_RUN_MAX, LEASED_PIECES_TARGET, LEASES_PER_MEMBER_MAX, LEASES_PER_TASK_MAX,
+};
+use super::hosts::HostId;
 use super::member::{Member, MemberId};
+use super::nodes::Slot;
 use super::task::{Task, ascending};
 
 impl Task {
@@ -31,10 +35,12 @@ impl Task {
     }
 
     /// How many pieces a lease is given on: half of a fair share, so that the last leases end
-    /// together and nobody waits long for a slow one.
+    /// together and nobody waits long for a slow one, and few where many fetch at once.
     fn run_length(&self) -> u32 {
-        let share = self.free_count() as usize / (2 * self.sourcing_count.max(1));
-        share.clamp(1, LEASE_RUN_MAX as usize) as u32
+        let sourcing_count = self.sourcing_count.max(1);
+        let share = self.free_count() as usize / (2 * sourcing_count);
+        let at_once = LEASED_PIECES_TARGET / sourcing_count.min(LEASES_PER_TASK_MAX) as u32;
+        at_once.min(share as u32).clamp(1, LEASE_RUN_MAX)
     }
 
     /// Leases pieces out of `wanted` to `slot`, from `urgent` on where that can be.
@@ -50,6 +56,7 @@ impl Task {
         let may_have_more = member.wanted
             && member.has_source
             && member.leases.len() < LEASES_PER_MEMBER_MAX
+            && self.leases.len() < LEASES_PER_TASK_MAX
             && (self.free_count() > 0 || !member.excluded.is_empty());
         if !may_have_more {
             return None;
@@ -146,5 +153,27 @@ impl Task {
             self.stop_waiting(id);
         }
         woken
+    }
+
+    /// Who has waited longest for a lease, if one can be given now; its node and its source.
+    pub(super) fn next_waiting(&self) -> Option<(MemberId, Slot, Option<HostId>)> {
+        if self.free_count() == 0 || self.leases.len() >= LEASES_PER_TASK_MAX {
+            return None;
+        }
+        let id = *self.waiting.values().next()?;
+        let member = self.members.get(id)?;
+        Some((id, member.slot, member.host))
+    }
+
+    /// Leases a waiting member what it waits for; it waits no longer, whether or not there is some.
+    pub(super) fn grant_waiting(
+        &mut self,
+        id: MemberId,
+        now: Duration,
+        ttl: Duration,
+    ) -> Option<PieceRun> {
+        self.stop_waiting(id);
+        let wanted = self.members.get(id)?.waits_for?;
+        self.grant(id, &[wanted], None, now, ttl)
     }
 }

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use pantala_wire::{PieceIndex, PieceSet};
+use pantala_wire::{PieceIndex, PieceRun, PieceSet};
 
 use super::hosts::HostId;
 use super::nodes::{Place, Slot};
@@ -37,6 +37,8 @@ pub(super) struct Member {
     pub(super) leases: Vec<u32>,
     /// Its number in the queue of those who wait for a lease.
     pub(super) waiting: Option<u64>,
+    /// What it waits for: from its first wanted piece to its last.
+    pub(super) waits_for: Option<PieceRun>,
     /// Its number in the queue of those who have too few parents.
     pub(super) short: Option<u64>,
     /// Where it stands in each roll.

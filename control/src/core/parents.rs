@@ -56,7 +56,33 @@ impl Bound {
 }
 
 impl Task {
+    /// Links both ways where both download and there is room: else whoever comes last has no children,
+    /// and what it alone fetched from the source goes nowhere.
     fn link(&mut self, now: Duration, nodes: &mut Nodes, child: MemberId, parent: MemberId) {
+        self.link_one_way(now, nodes, child, parent);
+        let has_need = self
+            .members
+            .get(parent)
+            .is_some_and(|member| member.wanted && member.parents.len() < PARENTS_MAX);
+        if has_need
+            && !self.is_too_near(parent, child)
+            && self.is_candidate(now, nodes, parent, child, Bound::Soft)
+        {
+            self.link_one_way(now, nodes, parent, child);
+            self.linked.push(parent);
+            let count = self.members.get(parent).map_or(0, |m| m.parents.len());
+            if count >= PARENTS_TARGET {
+                self.unqueue_short(parent);
+            }
+        }
+    }
+    fn link_one_way(
+        &mut self,
+        now: Duration,
+        nodes: &mut Nodes,
+        child: MemberId,
+        parent: MemberId,
+    ) {
         let slots = self
             .members
             .get(child)

@@ -46,6 +46,7 @@ impl Core {
             }
         }
         self.settle(now, id, out);
+        self.serve_waiting(now, id, out);
     }
 
     /// A member holds more than before.

@@ -59,6 +59,8 @@ pub(super) struct Task {
     pub(super) reserved_count: u32,
     /// Something has come free since the waiting were last told.
     pub(super) has_freed: bool,
+    /// Members that became children of those that were given them as parents, and are to be told.
+    pub(super) linked: Vec<MemberId>,
     pub(super) waiting: BTreeMap<u64, MemberId>,
     pub(super) short: BTreeMap<u64, MemberId>,
     pub(super) next_ticket: u64,
@@ -111,6 +113,7 @@ impl Task {
             uncovered_count: piece_count,
             reserved_count: 0,
             has_freed: false,
+            linked: Vec::new(),
             waiting: BTreeMap::new(),
             short: BTreeMap::new(),
             next_ticket: 0,
@@ -374,11 +377,18 @@ impl Task {
         }
     }
 
-    pub(super) fn wait(&mut self, id: MemberId) {
+    pub(super) fn wait(&mut self, id: MemberId, wanted: &[PieceRun]) {
         let ticket = self.ticket();
-        if let Some(member) = self.members.get_mut(id)
-            && member.waiting.is_none()
-        {
+        let first = wanted.iter().map(|run| run.first).min();
+        let end = wanted.iter().map(|run| run.range().end).max();
+        let Some(member) = self.members.get_mut(id) else {
+            return;
+        };
+        member.waits_for = first.zip(end).map(|(first, end)| PieceRun {
+            first,
+            count: end - first,
+        });
+        if member.waiting.is_none() {
             member.waiting = Some(ticket);
             self.waiting.insert(ticket, id);
         }

@@ -15,8 +15,9 @@ use crate::{Action, Author, Blame, DownloadConfig, FailReason, Failure, Gone, In
 use crate::{RequestId, plan::Plan};
 
 /// Shortest and longest pause that control's `retry_after` is taken as: it must neither make a node
-/// spin nor stop it.
-const LEASE_WAIT_MIN: Duration = Duration::from_millis(20);
+/// spin nor stop it. Zero means that something has come free: a longer pause would leave the source
+/// idle between two leases.
+const LEASE_WAIT_MIN: Duration = Duration::from_millis(1);
 const LEASE_WAIT_MAX: Duration = Duration::from_secs(5);
 
 /// The download of one blob.

@@ -28,6 +28,7 @@ impl Download {
         }
         self.expire();
         self.keep_parents();
+        self.parents.share_out_bulk(&self.config);
         self.fetch_urgent();
         self.fetch_bulk();
         self.hedge();

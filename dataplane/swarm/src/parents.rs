@@ -31,6 +31,8 @@ pub(crate) struct Parent {
     pub(crate) outstanding_count: u32,
     /// Requests that it may have outstanding: halved when it is busy, one more with each piece.
     allowance: u32,
+    /// Of these, what bulk may use: its share of what is outstanding at all parents.
+    bulk_share: u32,
     pub(crate) paused_until: Duration,
     busy_in_row: u32,
     pub(crate) strikes: u32,
@@ -55,6 +57,7 @@ impl Parent {
             denied: PieceSet::empty(piece_count),
             outstanding_count: 0,
             allowance: config.requests_per_parent_max,
+            bulk_share: config.requests_per_parent_max,
             paused_until: Duration::ZERO,
             busy_in_row: 0,
             strikes: 0,
@@ -81,7 +84,9 @@ impl Parent {
         if urgent {
             self.allowance
         } else {
-            (self.allowance - self.allowance / 4).max(1)
+            (self.allowance - self.allowance / 4)
+                .min(self.bulk_share)
+                .max(1)
         }
     }
     pub(crate) fn has_slot(&self, urgent: bool, now: Duration) -> bool {
@@ -184,6 +189,16 @@ impl Parents {
     fn forget_unlisted(&mut self) {
         self.table
             .retain(|_, parent| parent.listed || parent.is_linked());
+    }
+
+    /// Shares what may be outstanding in bulk out among the connected parents.
+    pub(crate) fn share_out_bulk(&mut self, config: &DownloadConfig) {
+        let up = |p: &&mut Parent| p.link == Link::Up;
+        let up_count = self.table.values_mut().filter(up).count() as u32;
+        let share = config.bulk_in_flight_target.div_ceil(up_count.max(1));
+        for parent in self.table.values_mut() {
+            parent.bulk_share = share;
+        }
     }
 
     pub(crate) fn order(&self) -> &[NodeId] {

@@ -63,6 +63,10 @@ const STEPS: &[Step] = &[
         run: sanitizer::address,
     },
     Step {
+        name: "simulation",
+        run: steps::simulation,
+    },
+    Step {
         name: "fuzz",
         run: fuzz::briefly,
     },

@@ -124,6 +124,11 @@ pub(super) fn unit(options: &Options) -> Result<Outcome> {
     Ok(outcome)
 }
 
+/// The cores in virtual time, with faults.
+pub(super) fn simulation(_: &Options) -> Result<Outcome> {
+    crate::perf::sim::check()
+}
+
 /// Real programs, in a rig. A process of its own, as the rig wants to be PID 1.
 pub(super) fn end_to_end(options: &Options) -> Result<Outcome> {
     let mut command = Command::new(std::env::current_exe()?);

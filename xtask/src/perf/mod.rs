@@ -10,6 +10,7 @@ mod led;
 mod memory;
 mod plot;
 mod profile;
+pub(crate) mod sim;
 mod small;
 mod soak;
 mod store;
