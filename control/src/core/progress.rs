@@ -144,10 +144,11 @@ impl Task {
             .range()
             .filter(|&piece| self.is_leased_by(piece, id))
             .nth(1)?;
-        let cut = PieceRun {
-            first,
-            count: lease.run.range().end - first,
-        };
+        // Pieces that came out of turn, or were given back, may be another's by now.
+        let count = (first..lease.run.range().end)
+            .take_while(|&piece| self.is_leased_by(piece, id))
+            .count() as u32;
+        let cut = PieceRun { first, count };
         self.release(lease.holder, &[cut]);
         Some((lease.holder, cut))
     }

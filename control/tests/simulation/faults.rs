@@ -30,7 +30,9 @@ impl Sim {
             }
             6 => {
                 if let Some(download) = self.nodes[index].downloads.get_mut(&digest) {
-                    let pieces: Vec<PieceRun> = download.leases.iter().map(|l| l.0).collect();
+                    let mut pieces: Vec<PieceRun> = download.leases.iter().map(|l| l.0).collect();
+                    // Runs that go back are passed over: a list is ascending.
+                    pieces.sort_by_key(|run| run.first);
                     download.fetching.clear();
                     download.leases.clear();
                     self.send(index, FromNode::ReturnLease { digest, pieces });

@@ -93,7 +93,7 @@ fn a_healthy_cluster_reads_every_piece_from_the_source_exactly_once() {
 
 #[test]
 fn whatever_fails_leases_stay_disjoint_and_everybody_ends_up_with_the_blob() {
-    for seed in seeds(60) {
+    for seed in seeds(120) {
         let mut rng = Rng(seed ^ 0xdef);
         let node_count = 2 + rng.below(20) as usize;
         let counts = [1 + rng.below(120) as u32, 1 + rng.below(60) as u32];

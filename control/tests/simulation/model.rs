@@ -354,7 +354,8 @@ impl Sim {
                     let cut = book.remove(&(*digest, piece));
                     assert!(
                         cut.is_some_and(|lease| lease.0 == to && lease.1 > self.now),
-                        "seed {seed}: {piece} of {digest} cut, which {to:?} had no lease on"
+                        "seed {seed}: {piece} of {digest} cut of {pieces:?}, which {to:?} had no lease on: {cut:?} at {:?}",
+                        self.now
                     );
                 }
             }
