@@ -345,6 +345,25 @@ impl Referee {
                 }
                 Ok(())
             }
+            ToNode::LeaseCut { digest, pieces } => {
+                let Some(&blob) = blobs.get(digest) else {
+                    return Ok(());
+                };
+                for piece in pieces.range() {
+                    if self
+                        .leases
+                        .get(&(blob, piece))
+                        .is_none_or(|l| l.node != node)
+                    {
+                        let text = format!(
+                            "piece {piece} of blob {blob} is taken from node {node}, which has no lease on it"
+                        );
+                        return Err(Violation::new("leases", text));
+                    }
+                    self.end(node, blob, piece);
+                }
+                Ok(())
+            }
             _ => Ok(()),
         }
     }

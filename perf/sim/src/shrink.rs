@@ -90,7 +90,9 @@ fn smaller(scenario: &Scenario) -> Vec<Scenario> {
     for at in 0..groups {
         add(&|s| s.groups[at].fault = None);
         add(&|s| s.groups[at].habit = Default::default());
-        add(&|s| drop(s.groups[at].pulls.pop()));
+        add(&|s| {
+            s.groups[at].pulls.pop();
+        });
         add(&|s| {
             for pull in &mut s.groups[at].pulls {
                 (pull.at_s, pull.spread_s, pull.prefetch) = (0.0, 0.0, false);

@@ -7,6 +7,7 @@ use pantala_control::Labels;
 use pantala_control::core::message::NodeInfo;
 use pantala_control::core::{Core, CoreConfig, FromNode, RefusedReason, TaskReport, ToNode};
 use pantala_swarm::Input;
+use pantala_wire::PieceIndex;
 
 use super::World;
 use super::node::Session;
@@ -96,6 +97,8 @@ impl World {
                 zone: label("zone", topology.zone(node)),
             },
             resumed: it.session.resumed,
+            uplink_bytes_per_s: Some(self.net.capacity(topology.uplink(node)) as u64),
+            ..NodeInfo::default()
         };
         let id = it.id;
         let mut out = Vec::new();
@@ -328,6 +331,16 @@ impl World {
                         let pieces = vec![pieces];
                         self.tell_control(node, FromNode::ReturnLease { digest, pieces });
                     }
+                }
+            }
+            ToNode::LeaseCut { digest, pieces } => {
+                if let Some(blob) = of(&digest)
+                    && let Some(task) = self.nodes[node as usize].tasks.get_mut(&blob)
+                {
+                    for piece in pieces.range() {
+                        task.leased.remove(PieceIndex(piece));
+                    }
+                    self.post(node, blob, Input::LeaseCut { pieces });
                 }
             }
             ToNode::LeaseWait {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use pantala_swarm::{Failure, Gone, RequestId};
 
 use super::World;
-use super::node::{Live, Server};
+use super::node::Live;
 use super::queue::{Event, PeerMessage};
 use crate::scenario::{FaultKind, seconds};
 
@@ -101,7 +101,7 @@ impl World {
             children.extend(stored.children.drain(..).map(|child| child.node));
             stored.telling = false;
         }
-        let server = std::mem::replace(&mut it.server, Server::default());
+        let server = std::mem::take(&mut it.server);
         for (child, line) in server.lines {
             children.push(child);
             if let Some((flow, _)) = line.active {

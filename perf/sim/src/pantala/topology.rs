@@ -97,6 +97,10 @@ impl Topology {
     pub fn has_racks(&self) -> bool {
         !self.racks.is_empty()
     }
+    /// The uplink of a node.
+    pub fn uplink(&self, node: u32) -> LinkId {
+        self.nodes[node as usize].up
+    }
     /// The registry's uplink.
     pub fn registry(&self) -> LinkId {
         self.registry
