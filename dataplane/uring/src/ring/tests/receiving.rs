@@ -140,7 +140,7 @@ fn buffers_that_readers_have_let_go_of_are_used_again() {
 fn after_a_burst_few_buffers_go_round_and_not_all_that_it_took() {
     let (mut core, fake, _) = rig();
     let tag = fake.receives()[0];
-    let mut next = |core: &mut _| {
+    let next = |core: &mut _| {
         fake.deliver(tag, &Arriving::new(pattern(1, 1800)), true);
         received(core).remove(0).payload
     };
