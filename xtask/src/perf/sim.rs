@@ -83,7 +83,9 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     build_release(&[PROGRAM])?;
     let found = target_dir().join("sim-figures.json");
     // Of a run before this one.
-    std::fs::remove_file(&found).ok();
+    if found.exists() {
+        std::fs::remove_file(&found)?;
+    }
     let status = Command::new(release_program(PROGRAM))
         .args(&arguments)
         .arg("--json")
