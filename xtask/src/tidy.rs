@@ -22,6 +22,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("pantala-source", &["pantala-wire", "pantala-swarm"]),
     ("pantala-mirror", &["pantala-wire", "pantala-swarm"]),
     (
+        "pantala-lazy",
+        &["pantala-wire", "pantala-swarm", "pantala-uring"],
+    ),
+    (
         "pantala-quic",
         &["pantala-wire", "pantala-swarm", "pantala-uring"],
     ),
@@ -30,6 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "pantala-node",
         &[
             "pantala-control",
+            "pantala-lazy",
             "pantala-mirror",
             "pantala-quic",
             "pantala-source",
