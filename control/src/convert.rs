@@ -387,6 +387,7 @@ impl From<&ToNode> for proto::ToNode {
                     .map(|peer| proto::Peer {
                         node: peer.node.as_bytes().to_vec(),
                         address: peer.address.to_string(),
+                        near: peer.near,
                     })
                     .collect(),
             }),
@@ -453,6 +454,7 @@ pub(crate) fn event(message: proto::ToNode) -> Result<Option<Event>, Malformed> 
                             .address
                             .parse()
                             .map_err(|_| Malformed("a parent's address is no ip:port"))?,
+                        near: peer.near,
                     })
                 })
                 .collect::<Result<_, _>>()?,

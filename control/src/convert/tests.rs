@@ -94,6 +94,7 @@ fn every_answer_arrives_as_it_was_sent() {
     let peer = Peer {
         node,
         address: "[::1]:5".parse().unwrap(),
+        near: true,
     };
     let pieces = PieceRun { first: 3, count: 4 };
     let time = Duration::from_millis(6);

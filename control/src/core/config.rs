@@ -24,6 +24,11 @@ pub const LEASES_PER_TASK_MAX: usize = 16;
 pub const LEASED_PIECES_TARGET: u32 = 32;
 /// Leases of one node on one task: enough to ask ahead of the source, too few to hoard a blob.
 pub const LEASES_PER_MEMBER_MAX: usize = 8;
+/// How much later a node's turn to fetch from the source comes for each halving of the uplink by which
+/// it passes pieces on, while others wait: some pieces' time, so that those that keep up stay in turn.
+pub const TURN_LAG: Duration = Duration::from_millis(100);
+/// The most that anybody waits because of its uplink: a reader may wait for what only this node wants.
+pub const TURN_LAG_MAX: Duration = Duration::from_secs(1);
 /// Parents that a node gets without asking for more: enough to outlive the failure of some.
 pub const PARENTS_TARGET: usize = 8;
 /// Below this many parents a node may crowd a parent that has [`CHILDREN_SOFT_MAX`] already.

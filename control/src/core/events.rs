@@ -316,9 +316,15 @@ impl Core {
             return;
         }
         let (host, may_have) = (member.host, member.has_source);
+        let uplink = self
+            .nodes
+            .get(slot)
+            .map_or(0.0, |node| node.delivery.uplink());
+        let turn = task.turn_of(asking, uplink, now);
+        let is_its_turn = turn <= now || task.is_calm();
         let turned_away = host.and_then(|host| self.hosts.may_lease(host, now, slot).err());
         let mut granted = None;
-        if turned_away.is_none() {
+        if turned_away.is_none() && is_its_turn {
             granted = task.grant(asking, wanted, urgent, now, ttl);
             // Nothing is free: somebody may be so slow that others should have what it would fetch last.
             if granted.is_none()
@@ -348,7 +354,7 @@ impl Core {
                 },
             ));
         } else {
-            task.wait(asking, wanted);
+            task.wait(asking, wanted, turn);
             let retry_after = Duration::from_millis(task.waiting.len() as u64)
                 .clamp(self.config.retry_min, self.config.retry_max)
                 .max(turned_away.unwrap_or(Duration::ZERO));

@@ -5,7 +5,8 @@ use std::time::Duration;
 use pantala_wire::{PieceIndex, PieceRun};
 
 use super::config::{
-    LEASE_RUN_MAX, LEASED_PIECES_TARGET, LEASES_PER_MEMBER_MAX, LEASES_PER_TASK_MAX,
+    LEASE_RUN_MAX, LEASED_PIECES_TARGET, LEASES_PER_MEMBER_MAX, LEASES_PER_TASK_MAX, TURN_LAG,
+    TURN_LAG_MAX,
 };
 use super::hosts::HostId;
 use super::member::{Member, MemberId};
@@ -41,6 +42,21 @@ impl Task {
         let share = self.free_count() as usize / (2 * sourcing_count);
         let at_once = LEASED_PIECES_TARGET / sourcing_count.min(LEASES_PER_TASK_MAX) as u32;
         at_once.min(share as u32).clamp(1, LEASE_RUN_MAX)
+    }
+
+    /// When it is the turn of a member with such an uplink that asks at `now`. What it fetches, all
+    /// others wait for: those that pass it on faster go before, for a while.
+    pub(super) fn turn_of(&mut self, id: MemberId, uplink: f64, now: Duration) -> Duration {
+        self.fastest_uplink = self.fastest_uplink.max(uplink);
+        let halvings = (self.fastest_uplink / uplink.max(1.0)).log2().max(0.0);
+        let lag = TURN_LAG.mul_f64(halvings).min(TURN_LAG_MAX);
+        let waiting = self.members.get(id).and_then(|member| member.waiting);
+        waiting.map_or(now + lag, |(due, _)| due)
+    }
+
+    /// Few fetch from the source, and nobody waits.
+    pub(super) fn is_calm(&self) -> bool {
+        self.waiting.is_empty() && self.leases.len() < LEASES_PER_TASK_MAX / 2
     }
 
     /// Leases pieces out of `wanted` to `slot`, from `urgent` on where that can be.

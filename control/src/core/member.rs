@@ -11,6 +11,7 @@ use pantala_wire::{PieceIndex, PieceRun, PieceSet};
 
 use super::hosts::HostId;
 use super::nodes::{Place, Slot};
+use super::task::Turn;
 
 /// A member's place in its task's table.
 pub(super) type MemberId = u32;
@@ -36,7 +37,7 @@ pub(super) struct Member {
     pub(super) excluded: Vec<(MemberId, Slot, Duration)>,
     pub(super) leases: Vec<u32>,
     /// Its number in the queue of those who wait for a lease.
-    pub(super) waiting: Option<u64>,
+    pub(super) waiting: Option<Turn>,
     /// What it waits for: from its first wanted piece to its last.
     pub(super) waits_for: Option<PieceRun>,
     /// Its number in the queue of those who have too few parents.

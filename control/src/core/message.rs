@@ -65,6 +65,8 @@ pub struct Peer {
     pub node: NodeId,
     /// Where its piece plane listens.
     pub address: SocketAddr,
+    /// It stands in the rack of the node that is told of it.
+    pub near: bool,
 }
 
 /// What a node has of a blob and does about it.

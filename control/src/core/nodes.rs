@@ -138,10 +138,12 @@ impl Nodes {
     pub(super) fn get_mut(&mut self, slot: Slot) -> Option<&mut Node> {
         self.slots.get_mut(slot as usize)?.as_deref_mut()
     }
-    pub(super) fn peer(&self, slot: Slot) -> Option<Peer> {
+    /// The node in this slot, as one is told of it to whom it is `near`.
+    pub(super) fn peer(&self, slot: Slot, near: bool) -> Option<Peer> {
         self.get(slot).map(|node| Peer {
             node: node.id,
             address: node.address,
+            near,
         })
     }
     /// The nodes with a session, in the order of their slots.

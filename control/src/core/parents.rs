@@ -449,7 +449,11 @@ impl Task {
         parents.sort_unstable_by_key(|&(score, id)| (std::cmp::Reverse(score), id));
         parents
             .into_iter()
-            .filter_map(|(_, id)| nodes.peer(self.members.get(id)?.slot))
+            .filter_map(|(_, id)| {
+                let parent = self.members.get(id)?;
+                let near = member.place.distance(&parent.place) <= Distance::Rack;
+                nodes.peer(parent.slot, near)
+            })
             .collect()
     }
 }

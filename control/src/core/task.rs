@@ -31,6 +31,9 @@ pub(super) struct Lease {
     host: Option<HostId>,
 }
 
+/// When a member may have a lease before others, and a number that tells turns apart.
+pub(super) type Turn = (Duration, u64);
+
 #[derive(Clone, Copy)]
 struct Piece {
     /// Incomplete members that hold it.
@@ -61,7 +64,10 @@ pub(super) struct Task {
     pub(super) has_freed: bool,
     /// Members that became children of those that were given them as parents, and are to be told.
     pub(super) linked: Vec<MemberId>,
-    pub(super) waiting: BTreeMap<u64, MemberId>,
+    /// Who waits for a lease, in the order of their turns.
+    pub(super) waiting: BTreeMap<Turn, MemberId>,
+    /// The fastest uplink of a member that has asked for a lease.
+    pub(super) fastest_uplink: f64,
     pub(super) short: BTreeMap<u64, MemberId>,
     pub(super) next_ticket: u64,
     pub(super) progress: Progress,
@@ -115,6 +121,7 @@ impl Task {
             has_freed: false,
             linked: Vec::new(),
             waiting: BTreeMap::new(),
+            fastest_uplink: 0.0,
             short: BTreeMap::new(),
             next_ticket: 0,
             progress: Progress::default(),
@@ -377,8 +384,8 @@ impl Task {
         }
     }
 
-    pub(super) fn wait(&mut self, id: MemberId, wanted: &[PieceRun]) {
-        let ticket = self.ticket();
+    pub(super) fn wait(&mut self, id: MemberId, wanted: &[PieceRun], due: Duration) {
+        let turn = (due, self.ticket());
         let first = wanted.iter().map(|run| run.first).min();
         let end = wanted.iter().map(|run| run.range().end).max();
         let Some(member) = self.members.get_mut(id) else {
@@ -389,13 +396,13 @@ impl Task {
             count: end - first,
         });
         if member.waiting.is_none() {
-            member.waiting = Some(ticket);
-            self.waiting.insert(ticket, id);
+            member.waiting = Some(turn);
+            self.waiting.insert(turn, id);
         }
     }
     pub(super) fn stop_waiting(&mut self, id: MemberId) {
-        if let Some(ticket) = self.members.get_mut(id).and_then(|m| m.waiting.take()) {
-            self.waiting.remove(&ticket);
+        if let Some(turn) = self.members.get_mut(id).and_then(|m| m.waiting.take()) {
+            self.waiting.remove(&turn);
         }
     }
 

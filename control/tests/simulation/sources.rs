@@ -27,10 +27,17 @@ struct Cluster {
 
 impl Cluster {
     fn new(node_count: usize) -> Self {
+        Self::with_uplinks(node_count, |_| None)
+    }
+    fn with_uplinks(node_count: usize, bytes_per_s: impl Fn(usize) -> Option<u64>) -> Self {
         let mut core = Core::new(CoreConfig::default(), Duration::ZERO);
         let now = Duration::from_secs(60);
         for number in 0..node_count {
-            assert!(core.joined(now, node(number), NodeInfo::default(), &mut Vec::new()));
+            let info = NodeInfo {
+                uplink_bytes_per_s: bytes_per_s(number),
+                ..NodeInfo::default()
+            };
+            assert!(core.joined(now, node(number), info, &mut Vec::new()));
         }
         Self { core, now }
     }
@@ -97,6 +104,55 @@ fn wait(out: &[(NodeId, ToNode)]) -> Option<Duration> {
 
 fn one(first: u32) -> PieceRun {
     PieceRun { first, count: 1 }
+}
+
+#[test]
+fn what_many_wait_for_is_fetched_by_those_that_pass_it_on_fastest() {
+    // Two of a hundredth of the others' uplink.
+    let is_slow = |number: usize| number < 2;
+    let mut cluster = Cluster::with_uplinks(22, |number| {
+        Some(if is_slow(number) {
+            12_500_000
+        } else {
+            1_250_000_000
+        })
+    });
+    for number in 0..22 {
+        cluster.open(number, blob(0), 1000, SOURCE);
+    }
+    let mut busy: Vec<(usize, PieceRun)> = (6..22)
+        .map(|number| (number, cluster.lease(number, blob(0)).unwrap()))
+        .collect();
+    // The slow ask first, then four that are fast.
+    for number in 0..6 {
+        assert_eq!(cluster.lease(number, blob(0)), None);
+        cluster.now += S / 1000;
+    }
+    let mut turns = Vec::new();
+    for _ in 0..6 {
+        let (number, run) = busy.remove(0);
+        let out = cluster.fetched(number, blob(0), run);
+        turns.extend((0..22).filter(|&number| leased(&out, number).is_some()));
+    }
+    assert_eq!(turns, [2, 3, 4, 5, 0, 1]);
+    // Who has waited for a second has waited long enough.
+    for number in [0, 2] {
+        assert_eq!(cluster.lease(number, blob(0)), None);
+        cluster.now += S;
+    }
+    let (number, run) = busy.remove(0);
+    let out = cluster.fetched(number, blob(0), run);
+    assert!(leased(&out, 0).is_some() && leased(&out, 2).is_none());
+}
+
+#[test]
+fn a_slow_node_that_fetches_alone_waits_for_nobody() {
+    let mut cluster = Cluster::with_uplinks(2, |number| Some([12_500_000, 1_250_000_000][number]));
+    for number in 0..2 {
+        cluster.open(number, blob(0), 100, SOURCE);
+    }
+    assert!(cluster.lease(1, blob(0)).is_some());
+    assert!(cluster.lease(0, blob(0)).is_some());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pantala_control::core::message::RefusedReason;
 use pantala_control::{Command, ControlHandle, Event};
-use pantala_swarm::Input;
+use pantala_swarm::{Candidate, Input};
 use pantala_wire::BlobDigest;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
@@ -128,8 +128,13 @@ async fn deliver(event: Event, shared: &Arc<Shared>) {
         Event::Parents { digest, peers } => {
             shared.peers.learn(&peers);
             let me = shared.identity.node_id();
-            let parents = peers.iter().map(|p| p.node).filter(|n| *n != me).collect();
-            shared.tell(&digest, Input::Parents(parents)).await;
+            let others = peers.iter().filter(|peer| peer.node != me);
+            let parents = others.map(|peer| Candidate {
+                id: peer.node,
+                near: peer.near,
+            });
+            let input = Input::Parents(parents.collect());
+            shared.tell(&digest, input).await;
         }
         Event::Lease {
             digest,

@@ -41,6 +41,8 @@ pub struct DownloadConfig {
     pub strikes_max: u32,
     /// A connected parent that had nothing to give for so long makes room for another candidate.
     pub rotate_after: Duration,
+    /// Longest time that a node whose rack may get a piece by another waits before it asks outside.
+    pub far_patience: Duration,
     /// Subscriptions end when nothing has been wanted for so long.
     pub unsubscribe_after: Duration,
     /// How long urgent pieces wait for control's answer to a lease request before this node
@@ -116,6 +118,7 @@ impl Default for DownloadConfig {
             busy_retry: Duration::from_millis(50),
             strikes_max: 6,
             rotate_after: Duration::from_secs(5),
+            far_patience: Duration::from_millis(100),
             unsubscribe_after: Duration::from_secs(30),
             control_patience: Duration::from_secs(1),
             ask_timeout: Duration::from_secs(2),

@@ -11,7 +11,9 @@ use crate::lease::{Ask, Leases};
 use crate::origin::Origin;
 use crate::parents::Parents;
 use crate::requests::{Request, Requests, Target};
-use crate::{Action, Author, Blame, DownloadConfig, FailReason, Failure, Gone, Input, State};
+use crate::{
+    Action, Author, Blame, Candidate, DownloadConfig, FailReason, Failure, Gone, Input, State,
+};
 use crate::{RequestId, plan::Plan};
 
 /// Shortest and longest pause that control's `retry_after` is taken as: it must neither make a node
@@ -202,13 +204,13 @@ impl Download {
         }
     }
 
-    fn parents_listed(&mut self, candidates: &[NodeId]) {
+    fn parents_listed(&mut self, candidates: &[Candidate]) {
         self.parents.list(&self.config, candidates, self.now);
         self.make_room_for_listed();
     }
 
     fn offered(&mut self, parent: NodeId, runs: &[PieceRun], complete: bool) {
-        let Some(new) = self.parents.offer(parent, runs, complete) else {
+        let Some(new) = self.parents.offer(parent, runs, complete, self.now) else {
             return;
         };
         self.pieces_opened();

@@ -23,6 +23,22 @@ pub enum Author {
     Unknown,
 }
 
+/// A node that control names as a parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// Who it is.
+    pub id: NodeId,
+    /// It stands in this node's rack: what comes from it crosses no link that racks share.
+    pub near: bool,
+}
+
+impl From<NodeId> for Candidate {
+    /// A candidate of which nobody knows where it stands.
+    fn from(id: NodeId) -> Self {
+        Self { id, near: false }
+    }
+}
+
 /// Something that happened. The shell reports it with [`Download::handle`](crate::Download::handle).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Input {
@@ -53,7 +69,7 @@ pub enum Input {
     /// Control cannot be reached.
     ControlDown,
     /// Control's candidates, best first; replaces the list before. This node is not among them.
-    Parents(Vec<NodeId>),
+    Parents(Vec<Candidate>),
     /// A subscribed parent offers more pieces. The first, possibly empty, says that it is connected.
     Have {
         /// The parent.

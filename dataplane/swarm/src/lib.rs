@@ -27,5 +27,6 @@ mod spread;
 pub use config::DownloadConfig;
 pub use download::Download;
 pub use event::{
-    Action, Author, Blame, FailReason, Failure, Gone, Input, ReaderId, Recheck, RequestId, State,
+    Action, Author, Blame, Candidate, FailReason, Failure, Gone, Input, ReaderId, Recheck,
+    RequestId, State,
 };

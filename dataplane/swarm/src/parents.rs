@@ -5,8 +5,11 @@ use std::time::Duration;
 
 use pantala_wire::{NodeId, PieceIndex, PieceRun, PieceSet};
 
-use crate::DownloadConfig;
 use crate::spread::spread;
+use crate::{Candidate, DownloadConfig};
+
+/// Different times at which the nodes of a rack begin to ask outside of it.
+const FAR_STEPS: u32 = 16;
 
 /// The state of a subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +28,8 @@ pub(crate) struct Parent {
     pub(crate) link: Link,
     /// In control's latest list.
     pub(crate) listed: bool,
+    /// In this node's rack.
+    near: bool,
     offers: PieceSet,
     /// Pieces that it offered and then did not give.
     denied: PieceSet,
@@ -53,6 +58,7 @@ impl Parent {
         Self {
             link: Link::Idle { retry_at: now },
             listed: true,
+            near: false,
             offers: PieceSet::empty(piece_count),
             denied: PieceSet::empty(piece_count),
             outstanding_count: 0,
@@ -142,6 +148,12 @@ pub(crate) struct Parents {
     shut_out: BTreeSet<NodeId>,
     /// How many connected parents offer each piece.
     offered_by_count: Vec<u16>,
+    /// Of these, those in this node's rack.
+    offered_near_count: Vec<u16>,
+    /// Since when each piece has been offered; of use while it is.
+    offered_since: Vec<Duration>,
+    /// Connected parents in this node's rack.
+    near_up_count: u16,
 }
 
 impl Parents {
@@ -153,16 +165,24 @@ impl Parents {
             order: Vec::new(),
             shut_out: BTreeSet::new(),
             offered_by_count: vec![0; piece_count as usize],
+            offered_near_count: vec![0; piece_count as usize],
+            offered_since: vec![Duration::ZERO; piece_count as usize],
+            near_up_count: 0,
         }
     }
 
     /// Takes control's list. A parent that it no longer names stays while it is connected.
-    pub(crate) fn list(&mut self, config: &DownloadConfig, candidates: &[NodeId], now: Duration) {
+    pub(crate) fn list(
+        &mut self,
+        config: &DownloadConfig,
+        candidates: &[Candidate],
+        now: Duration,
+    ) {
         for parent in self.table.values_mut() {
             parent.listed = false;
         }
         self.order.clear();
-        for &id in candidates {
+        for &Candidate { id, near } in candidates {
             if self.order.len() >= config.candidates_max as usize {
                 break;
             }
@@ -175,6 +195,10 @@ impl Parents {
                 .entry(id)
                 .or_insert_with(|| Parent::new(self.piece_count, config, now));
             parent.listed = true;
+            if !parent.is_linked() {
+                // Its offers are counted by where it stood when they came.
+                parent.near = near;
+            }
             if parent.is_given_up(config) {
                 // One more try, and not at once: control may repeat its list every second.
                 parent.strikes = config.strikes_max.saturating_sub(1);
@@ -236,8 +260,12 @@ impl Parents {
         id: NodeId,
         runs: &[PieceRun],
         complete: bool,
+        now: Duration,
     ) -> Option<Vec<u32>> {
         let parent = self.table.get_mut(&id).filter(|p| p.is_linked())?;
+        if parent.near && parent.link != Link::Up {
+            self.near_up_count += 1;
+        }
         parent.link = Link::Up;
         let whole = PieceRun {
             first: 0,
@@ -253,8 +281,10 @@ impl Parents {
                     let count = &mut self.offered_by_count[piece as usize];
                     if *count == 0 {
                         new.push(piece);
+                        self.offered_since[piece as usize] = now;
                     }
                     *count += 1;
+                    self.offered_near_count[piece as usize] += u16::from(parent.near);
                 }
             }
         }
@@ -267,6 +297,7 @@ impl Parents {
             parent.denied.insert(PieceIndex(piece));
             if parent.offers.remove(PieceIndex(piece)) {
                 self.offered_by_count[piece as usize] -= 1;
+                self.offered_near_count[piece as usize] -= u16::from(parent.near);
             }
         }
     }
@@ -297,6 +328,10 @@ impl Parents {
         };
         for piece in parent.offers.iter() {
             self.offered_by_count[piece.0 as usize] -= 1;
+            self.offered_near_count[piece.0 as usize] -= u16::from(parent.near);
+        }
+        if parent.near && parent.link == Link::Up {
+            self.near_up_count -= 1;
         }
         let doublings = parent.strikes.min(16);
         if strike {
@@ -309,6 +344,7 @@ impl Parents {
                 retry_at: now + pause,
             },
             listed: parent.listed,
+            near: parent.near,
             strikes: parent.strikes,
             piece_time: parent.piece_time,
             ..fresh
@@ -324,11 +360,32 @@ impl Parents {
         self.shut_out.insert(id);
     }
 
-    /// The connected parent with a free slot from which `piece` is expected first.
+    /// When this node may ask for `piece` outside of its rack. At once, where it knows nobody in its
+    /// rack. Else each node of a rack waits for another time, so that mostly one fetches it over the
+    /// links that racks share, and the others take it from that one; and longer where one of them
+    /// has it already.
+    pub(crate) fn far_from(&self, config: &DownloadConfig, piece: u32) -> Duration {
+        if self.near_up_count == 0 {
+            return Duration::ZERO;
+        }
+        let step = spread(self.seed, u64::from(piece)) % u64::from(FAR_STEPS);
+        let turn = config.far_patience / FAR_STEPS * step as u32;
+        let has_near = self.offered_near_count[piece as usize] > 0;
+        let longer = if has_near {
+            config.far_patience
+        } else {
+            Duration::ZERO
+        };
+        self.offered_since[piece as usize] + turn + longer
+    }
+
+    /// The connected parent with a free slot from which `piece` is expected first: one in this node's
+    /// rack before all others, which count only where `far` says so.
     pub(crate) fn best_for(
         &self,
         piece: u32,
         urgent: bool,
+        far: bool,
         except: Option<NodeId>,
         now: Duration,
     ) -> Option<NodeId> {
@@ -339,10 +396,11 @@ impl Parents {
         let known = self.table.values().filter(|p| p.link == Link::Up);
         let unknown = known.filter_map(|p| p.piece_time).min().unwrap_or_default();
         self.iter()
+            .filter(|(_, p)| far || p.near)
             .filter(|(id, p)| p.has_slot(urgent, now) && p.offers(piece) && Some(*id) != except)
             .min_by_key(|(id, p)| {
                 let wait = p.expected_wait(unknown, now);
-                (wait, p.outstanding_count, self.tie(*id))
+                (!p.near, wait, p.outstanding_count, self.tie(*id))
             })
             .map(|(id, _)| id)
     }
@@ -384,10 +442,11 @@ mod tests {
         let config = DownloadConfig::default();
         let mut parents = Parents::new(4, 1);
         let ids: Vec<NodeId> = (0..count).map(node).collect();
-        parents.list(&config, &ids, ms(0));
+        let listed: Vec<Candidate> = ids.iter().map(|&id| id.into()).collect();
+        parents.list(&config, &listed, ms(0));
         for id in ids {
             parents.get_mut(id).unwrap().link = Link::Asked { since: ms(0) };
-            parents.offer(id, &[], true).unwrap();
+            parents.offer(id, &[], true, ms(0)).unwrap();
         }
         (config, parents)
     }
@@ -401,10 +460,67 @@ mod tests {
             parent.delivered(&config, ms(100) + took);
             parent.request_ended(ms(100) + took);
         }
-        assert_eq!(parents.best_for(0, false, None, ms(200)), Some(node(0)));
+        assert_eq!(
+            parents.best_for(0, false, true, None, ms(200)),
+            Some(node(0))
+        );
         parents.get_mut(node(0)).unwrap().request_started(ms(200));
-        assert_eq!(parents.best_for(1, false, None, ms(201)), Some(node(0)));
-        assert_eq!(parents.best_for(1, false, None, ms(300)), Some(node(1)));
+        assert_eq!(
+            parents.best_for(1, false, true, None, ms(201)),
+            Some(node(0))
+        );
+        assert_eq!(
+            parents.best_for(1, false, true, None, ms(300)),
+            Some(node(1))
+        );
+    }
+
+    #[test]
+    fn a_neighbour_is_asked_before_who_is_faster_and_far() {
+        let (config, mut parents) = connected(2);
+        assert_eq!(parents.far_from(&config, 0), ms(0), "nobody is near");
+        parents.unlink(&config, node(0), false, ms(0));
+        let near = Candidate {
+            id: node(0),
+            near: true,
+        };
+        parents.list(&config, &[near, node(1).into()], ms(0));
+        parents.get_mut(node(0)).unwrap().link = Link::Asked { since: ms(0) };
+        parents.offer(node(0), &[PieceRun { first: 0, count: 1 }], false, ms(0));
+        parents.get_mut(node(0)).unwrap().piece_time = Some(ms(90));
+        parents.get_mut(node(1)).unwrap().piece_time = Some(ms(10));
+        assert_eq!(parents.best_for(0, false, true, None, ms(9)), Some(node(0)));
+        assert_eq!(parents.best_for(1, false, true, None, ms(9)), Some(node(1)));
+        assert_eq!(parents.best_for(1, false, false, None, ms(9)), None);
+        let patience = config.far_patience;
+        assert!(
+            parents.far_from(&config, 1) < patience,
+            "nobody near has it"
+        );
+        assert!(
+            parents.far_from(&config, 0) >= patience,
+            "a neighbour has it"
+        );
+        parents.unlink(&config, node(0), true, ms(9));
+        assert_eq!(
+            parents.far_from(&config, 0),
+            ms(0),
+            "nobody is near any more"
+        );
+    }
+
+    #[test]
+    fn the_nodes_of_a_rack_ask_outside_for_the_same_piece_at_different_times() {
+        let config = DownloadConfig::default();
+        let times: BTreeSet<Duration> = (0..100)
+            .map(|seed| {
+                let mut parents = Parents::new(1, seed);
+                parents.near_up_count = 1;
+                parents.far_from(&config, 0)
+            })
+            .collect();
+        assert_eq!(times.len(), FAR_STEPS as usize);
+        assert!(times.iter().all(|&time| time < config.far_patience));
     }
 
     #[test]
@@ -412,7 +528,7 @@ mod tests {
         let (_, mut parents) = connected(1);
         parents.deny(node(0), 2);
         assert!(!parents.is_offered(2) && parents.is_offered(1));
-        parents.offer(node(0), &[PieceRun { first: 0, count: 9 }], true);
+        parents.offer(node(0), &[PieceRun { first: 0, count: 9 }], true, ms(0));
         assert!(!parents.is_offered(2));
     }
 
@@ -420,8 +536,8 @@ mod tests {
     fn a_busy_parent_is_asked_less_and_later() {
         let (config, mut parents) = connected(1);
         assert!(!parents.busy(&config, node(0), ms(0)));
-        assert_eq!(parents.best_for(0, true, None, ms(49)), None);
-        assert_eq!(parents.best_for(0, true, None, ms(50)), Some(node(0)));
+        assert_eq!(parents.best_for(0, true, true, None, ms(49)), None);
+        assert_eq!(parents.best_for(0, true, true, None, ms(50)), Some(node(0)));
         assert_eq!(parents.get(node(0)).unwrap().limit(true), 4);
         let often = (0..10).map(|_| parents.busy(&config, node(0), ms(50)));
         assert!(often.last().unwrap());
@@ -431,7 +547,7 @@ mod tests {
     fn a_liar_is_not_taken_back_when_control_names_it() {
         let (config, mut parents) = connected(2);
         parents.shut_out(&config, node(1), ms(5));
-        parents.list(&config, &[node(1), node(0)], ms(9));
+        parents.list(&config, &[node(1).into(), node(0).into()], ms(9));
         assert_eq!(parents.order(), [node(0)]);
         assert!(parents.get(node(1)).is_none());
         assert_eq!(parents.offered_by_count(0), 1);
@@ -450,7 +566,7 @@ mod tests {
         }
         assert!(pauses.is_sorted() && pauses[0] < pauses[2]);
         assert!(parents.get(node(0)).unwrap().is_given_up(&config));
-        parents.list(&config, &[node(0)], ms(0));
+        parents.list(&config, &[node(0).into()], ms(0));
         assert!(!parents.get(node(0)).unwrap().is_given_up(&config));
     }
 }

@@ -1,5 +1,7 @@
 //! What to ask which parent for.
 
+use std::time::Duration;
+
 use pantala_wire::{NodeId, PieceIndex, PieceRun, Priority};
 
 use crate::download::Download;
@@ -20,6 +22,8 @@ pub(crate) struct Plan {
     /// Pieces may have become open or offered since the plan was made.
     pub(crate) dirty: bool,
     starts_count: u32,
+    /// When the next planned piece may be asked for outside of the rack.
+    far_at: Option<Duration>,
 }
 
 impl Download {
@@ -185,7 +189,19 @@ impl Download {
             if self.requests.is_in_flight(urgent.piece) {
                 continue;
             }
-            if let Some(parent) = self.parents.best_for(urgent.piece, true, None, self.now) {
+            // Who has waited for its first byte, or in a page fault, is not kept waiting for a neighbour.
+            let far_at = match urgent.fresh || urgent.priority == Priority::Fault {
+                true => Duration::ZERO,
+                false => self.parents.far_from(&self.config, urgent.piece),
+            };
+            let far = far_at <= self.now;
+            if !far {
+                self.wake_at(far_at);
+            }
+            let parent = self
+                .parents
+                .best_for(urgent.piece, true, far, None, self.now);
+            if let Some(parent) = parent {
                 // A client that has had no byte yet will give up, as a page fault will.
                 let priority = match urgent.fresh {
                     true => Priority::Fault,
@@ -201,7 +217,9 @@ impl Download {
         if self.plan.starts_count >= PLAN_STARTS_MAX {
             self.plan.dirty = true;
         }
-        if self.plan.dirty {
+        let far_opened = self.plan.far_at.is_some_and(|at| at <= self.now);
+        if self.plan.dirty || far_opened {
+            self.plan.far_at = None;
             for (_, parent) in self.parents.iter_mut() {
                 parent.dry = false;
             }
@@ -209,6 +227,9 @@ impl Download {
         if self.start_planned() && self.plan.dirty {
             self.make_plan();
             self.start_planned();
+        }
+        if let Some(at) = self.plan.far_at {
+            self.wake_at(at);
         }
     }
 
@@ -229,7 +250,13 @@ impl Download {
                 self.plan.pieces.remove(kept);
                 continue;
             }
-            match self.parents.best_for(piece, false, None, self.now) {
+            let far_at = self.parents.far_from(&self.config, piece);
+            let far = far_at <= self.now;
+            if !far {
+                let first = self.plan.far_at.map_or(far_at, |at| at.min(far_at));
+                self.plan.far_at = Some(first);
+            }
+            match self.parents.best_for(piece, false, far, None, self.now) {
                 Some(parent) => {
                     self.plan.pieces.remove(kept);
                     self.plan.starts_count += 1;
@@ -267,6 +294,7 @@ impl Download {
             pieces: keyed.into_iter().map(|(.., piece)| piece).collect(),
             dirty: false,
             starts_count: 0,
+            far_at: None,
         };
     }
 
@@ -306,7 +334,7 @@ impl Download {
                 continue;
             }
             let slow = request.parent();
-            let other = self.parents.best_for(piece, true, slow, self.now);
+            let other = self.parents.best_for(piece, true, true, slow, self.now);
             if let Some(other) = other {
                 self.remember_written(id, piece);
                 self.fetch(other, piece, priority);
@@ -315,7 +343,7 @@ impl Download {
         }
     }
 
-    fn hedge_due(&self, request: &Request) -> std::time::Duration {
+    fn hedge_due(&self, request: &Request) -> Duration {
         let wait = self.config.hedge_after;
         (request.progressed + wait).min(request.started + wait * SLOW_FACTOR)
     }

@@ -85,7 +85,9 @@ impl Rig {
     }
     /// Parents 1 to `count`, listed.
     fn with_parents(mut self, count: u8) -> Self {
-        self.feed(Input::Parents((1..=count).map(node).collect()));
+        self.feed(Input::Parents(
+            (1..=count).map(|n| node(n).into()).collect(),
+        ));
         self
     }
     fn have(&mut self, parent: u8, runs: &[PieceRun]) -> Vec<Action> {
@@ -374,7 +376,7 @@ fn a_liar_is_blamed_and_never_asked_again() {
         node: node(1),
         why: Blame::WrongBytes
     }));
-    rig.feed(Input::Parents(vec![node(1), node(2)]));
+    rig.feed(Input::Parents(vec![node(1).into(), node(2).into()]));
     rig.have(1, &[run(0, 3)]);
     let later = rig.pass(Duration::from_secs(2));
     let again = |a: &Action| matches!(a, Action::Subscribe { parent } if *parent == node(1));
@@ -549,7 +551,7 @@ fn the_parents_kept_are_those_that_control_names() {
     };
     assert_eq!(subscribed(&rig.fill()).len(), max);
     rig.have(1, &[]);
-    let actions = rig.feed(Input::Parents(vec![node(50), node(1)]));
+    let actions = rig.feed(Input::Parents(vec![node(50).into(), node(1).into()]));
     assert_eq!(subscribed(&actions), [node(50)]);
     let left = |a: &&Action| matches!(a, Action::Unsubscribe { .. });
     assert_eq!(actions.iter().filter(left).count(), 1);

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use pantala_swarm::{
-    Action, Author, Download, DownloadConfig, Failure, Gone, Input, ReaderId, Recheck, RequestId,
+    Action, Author, Candidate, Download, DownloadConfig, Failure, Gone, Input, ReaderId, Recheck,
+    RequestId,
 };
 use pantala_wire::{ByteRange, NodeId, PieceIndex, PieceLayout, PieceRun, PieceSet, Priority};
 use proptest::prelude::*;
@@ -74,7 +75,10 @@ fn input() -> impl Strategy<Value = Input> {
     let control = prop_oneof![
         Just(Input::ControlUp),
         Just(Input::ControlDown),
-        proptest::collection::vec(parent(), 0..30).prop_map(Input::Parents),
+        proptest::collection::vec((parent(), any::<bool>()), 0..30).prop_map(|parents| {
+            let candidate = |(id, near)| Candidate { id, near };
+            Input::Parents(parents.into_iter().map(candidate).collect())
+        }),
         (run(), time()).prop_map(|(pieces, expires_in)| Input::Lease { pieces, expires_in }),
         run().prop_map(|pieces| Input::LeaseCut { pieces }),
         time().prop_map(|retry_after| Input::LeaseWait { retry_after }),

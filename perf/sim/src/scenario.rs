@@ -216,10 +216,13 @@ pub enum FaultKind {
     },
     /// The machine goes silent.
     Death,
-    /// Its links carry that part of what they could.
+    /// Its uplink carries that part of what it could.
     Slow {
         /// The part.
         factor: f64,
+        /// Its downlink too. The baselines know of uplinks only.
+        #[serde(default)]
+        down: bool,
     },
     /// It loses its session with control, and comes back.
     SessionLoss,

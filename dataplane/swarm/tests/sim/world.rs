@@ -6,10 +6,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 use pantala_swarm::{
-    Action, Author, Download, DownloadConfig, Failure, Gone, Input, ReaderId, Recheck, RequestId,
-    State,
+    Action, Author, Candidate, Download, DownloadConfig, Failure, Gone, Input, ReaderId, Recheck,
+    RequestId, State,
 };
-use pantala_wire::{ByteRange, NodeId, PieceIndex, PieceLayout, PieceRun, PieceSet, Priority};
+use pantala_wire::{ByteRange, PieceIndex, PieceLayout, PieceRun, PieceSet, Priority};
 
 use super::nodes::{Node, Stored, node_id, node_index};
 use super::queue::{Event, Queued};

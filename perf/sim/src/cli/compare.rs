@@ -47,7 +47,7 @@ pub(super) fn input_of(scenario: &Scenario, blob: u32) -> Input {
                 let at = seconds(fault.at_s) + rng.time(seconds(fault.spread_s));
                 let node = (input.nodes.len() as u32).saturating_sub(1);
                 match fault.kind {
-                    FaultKind::Slow { factor } => input.faults.push(Fault::Slowed {
+                    FaultKind::Slow { factor, .. } => input.faults.push(Fault::Slowed {
                         at,
                         node,
                         up_factor: factor,

@@ -72,7 +72,10 @@ fn hetero_scenario(options: &Options) -> Scenario {
         at_s: 0.5,
         spread_s: 1.0,
         part: 0.1,
-        kind: FaultKind::Slow { factor: 0.1 },
+        kind: FaultKind::Slow {
+            factor: 0.1,
+            down: false,
+        },
     });
     let part = |share: f64| (f64::from(options.nodes) * share).round() as u32;
     scenario.groups = vec![

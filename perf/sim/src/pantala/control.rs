@@ -6,7 +6,7 @@ use std::time::Duration;
 use pantala_control::Labels;
 use pantala_control::core::message::NodeInfo;
 use pantala_control::core::{Core, CoreConfig, FromNode, RefusedReason, TaskReport, ToNode};
-use pantala_swarm::Input;
+use pantala_swarm::{Candidate, Input};
 use pantala_wire::PieceIndex;
 
 use super::World;
@@ -308,7 +308,11 @@ impl World {
         match message {
             ToNode::Parents { digest, peers } => {
                 let me = it.id;
-                let parents = peers.iter().map(|p| p.node).filter(|id| *id != me);
+                let others = peers.iter().filter(|peer| peer.node != me);
+                let parents = others.map(|peer| Candidate {
+                    id: peer.node,
+                    near: peer.near,
+                });
                 let input = Input::Parents(parents.collect());
                 if let Some(blob) = of(&digest) {
                     self.post(node, blob, input);

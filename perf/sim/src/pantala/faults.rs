@@ -23,7 +23,7 @@ impl World {
             return;
         }
         match fault.kind {
-            FaultKind::Slow { factor } => self.slowed(node, factor),
+            FaultKind::Slow { factor, down } => self.slowed(node, factor, down),
             FaultKind::SessionLoss => {
                 let session = self.nodes[node as usize].session.number;
                 self.drop_session(node, session);

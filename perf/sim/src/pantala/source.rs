@@ -215,9 +215,10 @@ impl World {
     }
 
     /// The share of its links that a slowed node still has.
-    pub(super) fn slowed(&mut self, node: u32, factor: f64) {
+    pub(super) fn slowed(&mut self, node: u32, factor: f64, down_too: bool) {
         let group = &self.scenario.groups[self.nodes[node as usize].group as usize];
-        let (up, down) = (group.up_mbit * factor, group.down_mbit * factor);
+        let down_factor = if down_too { factor } else { 1.0 };
+        let (up, down) = (group.up_mbit * factor, group.down_mbit * down_factor);
         self.topology
             .slow_down(&mut self.net, self.now, node, up, down);
     }

@@ -108,6 +108,7 @@ fn group(rng: &mut Rng, blob_count: u64, calm: bool) -> Group {
         kind: match (calm, rng.below(5)) {
             (true, _) | (_, 0) => FaultKind::Slow {
                 factor: rng.pick(&[0.01, 0.1, 0.5]),
+                down: true,
             },
             (_, 1) => FaultKind::Crash { back_s: None },
             (_, 2) => FaultKind::Crash {

@@ -342,10 +342,14 @@ impl World {
     pub(super) fn push_parents(&mut self) {
         let members: Vec<usize> = self.control.members.iter().copied().collect();
         for &node in &members {
-            let others: Vec<NodeId> = members
+            // Racks of three.
+            let others: Vec<Candidate> = members
                 .iter()
                 .filter(|m| **m != node)
-                .map(|m| node_id(*m))
+                .map(|m| Candidate {
+                    id: node_id(*m),
+                    near: *m / 3 == node / 3,
+                })
                 .collect();
             let delay = self.delay();
             self.deliver(node, delay, Input::Parents(others));
