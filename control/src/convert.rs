@@ -407,10 +407,12 @@ impl From<&ToNode> for proto::ToNode {
             ToNode::LeaseWait {
                 digest,
                 retry_after,
+                sharing_count,
             } => Down::LeaseWait(proto::LeaseWait {
                 digest: digest.as_bytes().to_vec(),
                 // Rounded up: a fraction of a millisecond is not "at once".
                 retry_after_ms: retry_after.as_nanos().div_ceil(1_000_000) as u64,
+                sharing_count: *sharing_count,
             }),
             ToNode::Opening { digest, granted } => Down::Opening(proto::Opening {
                 digest: digest.as_bytes().to_vec(),
@@ -479,6 +481,7 @@ pub(crate) fn event(message: proto::ToNode) -> Result<Option<Event>, Malformed> 
         Down::LeaseWait(wait) => Event::LeaseWait {
             digest: digest(&wait.digest)?,
             retry_after: Duration::from_millis(wait.retry_after_ms),
+            sharing_count: wait.sharing_count,
         },
         Down::Opening(opening) => Event::Opening {
             digest: digest(&opening.digest)?,

@@ -107,6 +107,8 @@ pub enum Event {
         digest: BlobDigest,
         /// When to ask again; zero: at once.
         retry_after: Duration,
+        /// Nodes that download the blob and could fetch it from the source, this one included.
+        sharing_count: u32,
     },
     /// Whether this node, and no other, may fetch the first bytes of a blob of unknown size.
     Opening {

@@ -125,11 +125,13 @@ fn every_answer_arrives_as_it_was_sent() {
     assert_eq!(
         read(&ToNode::LeaseWait {
             digest,
-            retry_after: Duration::from_nanos(1)
+            retry_after: Duration::from_nanos(1),
+            sharing_count: 7,
         }),
         Event::LeaseWait {
             digest,
-            retry_after: Duration::from_millis(1)
+            retry_after: Duration::from_millis(1),
+            sharing_count: 7,
         }
     );
     for granted in [true, false] {

@@ -173,6 +173,7 @@ impl Core {
                 let wait = ToNode::LeaseWait {
                     digest,
                     retry_after,
+                    sharing_count: task.sourcing_count as u32,
                 };
                 out.push((node.id, wait));
             }

@@ -311,6 +311,7 @@ impl Core {
                 ToNode::LeaseWait {
                     digest,
                     retry_after,
+                    sharing_count: task.sourcing_count as u32,
                 },
             ));
             return;
@@ -366,6 +367,7 @@ impl Core {
                 ToNode::LeaseWait {
                     digest,
                     retry_after,
+                    sharing_count: task.sourcing_count as u32,
                 },
             ));
             let missing = urgent

@@ -266,6 +266,8 @@ pub enum ToNode {
         digest: BlobDigest,
         /// When to ask again; zero: something has come free, ask at once.
         retry_after: Duration,
+        /// Nodes that download the blob and could fetch it from the source, this one included.
+        sharing_count: u32,
     },
     /// The answer to `AskOpening`.
     Opening {

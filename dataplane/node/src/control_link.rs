@@ -154,8 +154,17 @@ async fn deliver(event: Event, shared: &Arc<Shared>) {
         Event::LeaseWait {
             digest,
             retry_after,
+            sharing_count,
         } => {
-            shared.tell(&digest, Input::LeaseWait { retry_after }).await;
+            shared
+                .tell(
+                    &digest,
+                    Input::LeaseWait {
+                        retry_after,
+                        sharing_count,
+                    },
+                )
+                .await;
         }
         Event::Refused {
             digest,

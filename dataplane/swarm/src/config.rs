@@ -65,6 +65,9 @@ pub struct DownloadConfig {
     /// The longest wait of such a reader. Below the 5 s after which nydusd gives a request up, with
     /// time left for the source to answer.
     pub first_wait_max: Duration,
+    /// While control does not answer: without a new piece in the swarm for so long, twice as many nodes go
+    /// to the source as before. Several times what the first piece of a run takes.
+    pub draw_patience: Duration,
     /// Without any progress for so long, pieces nobody waits for are fetched alone too.
     pub starve_patience: Duration,
     /// Leased source fetches at once; more connections rarely make a registry faster.
@@ -128,6 +131,7 @@ impl Default for DownloadConfig {
             lease_wait_max: Duration::from_secs(30),
             first_wait_patience: Duration::from_millis(2500),
             first_wait_max: Duration::from_secs(3),
+            draw_patience: Duration::from_millis(500),
             starve_patience: Duration::from_secs(15),
             source_fetches_max: 2,
             source_run_pieces_max: 32,

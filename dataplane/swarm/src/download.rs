@@ -176,7 +176,11 @@ impl Download {
             Input::ParentGone { parent, reason } => self.parent_gone(parent, reason),
             Input::Lease { pieces, expires_in } => self.lease_granted(pieces, expires_in),
             Input::LeaseCut { pieces } => self.lease_cut(pieces),
-            Input::LeaseWait { retry_after } => {
+            Input::LeaseWait {
+                retry_after,
+                sharing_count,
+            } => {
+                self.leases.sharing_count = sharing_count;
                 let until = self.now + retry_after.clamp(LEASE_WAIT_MIN, LEASE_WAIT_MAX);
                 self.leases.answered(Ask::Wait { until });
             }

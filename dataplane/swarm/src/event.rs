@@ -103,6 +103,8 @@ pub enum Input {
     LeaseWait {
         /// When to ask again.
         retry_after: Duration,
+        /// Nodes that download the blob and could fetch it from the source, this one included.
+        sharing_count: u32,
     },
     /// Bytes of a request arrived, verified.
     Progress {

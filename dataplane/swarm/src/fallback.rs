@@ -16,6 +16,11 @@ use crate::spread::spread;
 /// grants nonsense from making this node spin.
 const USELESS_LEASE_PAUSE: Duration = Duration::from_millis(50);
 
+/// Keeps the draw apart from other choices made by the same seed.
+const DRAW_SALT: u64 = 0x6472_6177;
+/// Rounds of the draw after which everybody has drawn everything, however large the swarm.
+const DRAW_ROUNDS_MAX: u32 = 32;
+
 /// What this node may fetch without a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Alone {
@@ -23,6 +28,8 @@ enum Alone {
     Overdue,
     /// What readers wait for.
     Urgent,
+    /// The runs that were drawn for this node up to this round, and what is overdue.
+    Drawn(u32),
     /// Everything.
     All,
 }
@@ -297,7 +304,10 @@ impl Download {
 
     /// What may be fetched without a lease now.
     fn alone_mode(&mut self) -> Alone {
-        if !self.leases.is_ruling() {
+        let is_ruling = self.leases.is_ruling();
+        if is_ruling {
+            self.leases.draw = None;
+        } else if self.parents.up_count() == 0 {
             return Alone::All;
         }
         let starved_at = self.progressed_at + self.config.starve_patience;
@@ -305,6 +315,9 @@ impl Download {
             return Alone::All;
         }
         self.wake_at(starved_at);
+        if !is_ruling {
+            return Alone::Drawn(self.draw_round());
+        }
         if let Ask::Out { since } = self.leases.ask {
             let impatient_at = since + self.config.control_patience;
             if impatient_at <= self.now {
@@ -315,6 +328,31 @@ impl Download {
         Alone::Overdue
     }
 
+    /// The round of the draw by which nodes without control share the source out among themselves. A
+    /// round lasts until nothing new has appeared in the swarm for a while.
+    fn draw_round(&mut self) -> u32 {
+        let (round, since) = self.leases.draw.unwrap_or((0, self.now));
+        let ends = since.max(self.grown_at) + self.config.draw_patience;
+        let next = match ends <= self.now {
+            true => (round + 1, self.now),
+            false => (round, since),
+        };
+        self.leases.draw = Some(next);
+        self.wake_at(next.1.max(self.grown_at) + self.config.draw_patience);
+        next.0
+    }
+
+    /// Whether this node has drawn the run that `piece` lies in. In the first round, every other run
+    /// has been drawn by somebody, on average; in each further one by twice as many. A second copy of
+    /// what two have drawn costs more than the rounds until all is drawn.
+    fn is_drawn(&self, piece: u32, round: u32) -> bool {
+        let run = piece / self.config.alone_run_pieces_max.max(1);
+        let sharing_count = self.leases.sharing_count.max(self.parents.up_count() + 1);
+        let chance = u64::MAX / 2 / u64::from(sharing_count);
+        let chance = chance.saturating_mul(1 << round.min(DRAW_ROUNDS_MAX));
+        spread(self.seed ^ DRAW_SALT, u64::from(run)) <= chance
+    }
+
     fn fetch_alone(&mut self) {
         let mode = self.alone_mode();
         while self.requests.to_source_count(false) < self.config.alone_fetches_max {
@@ -323,12 +361,12 @@ impl Download {
             };
             // While control rules, others are fetching the next ones.
             let max = match mode {
-                Alone::All => self.config.alone_run_pieces_max.max(1),
+                Alone::All | Alone::Drawn(_) => self.config.alone_run_pieces_max.max(1),
                 Alone::Urgent | Alone::Overdue => 1,
             };
             let count = 1
                 + (first + 1..first.saturating_add(max))
-                    .take_while(|&piece| self.may_go_alone(piece, mode))
+                    .take_while(|&piece| self.may_begin_alone(piece, mode))
                     .count() as u32;
             self.start_source(PieceRun { first, count }, false, priority);
         }
@@ -340,8 +378,13 @@ impl Download {
             if mode != Alone::All && !urgent.head || !self.may_go_alone(urgent.piece, mode) {
                 continue;
             }
+            let is_due = match mode {
+                Alone::Urgent | Alone::All => true,
+                Alone::Drawn(round) => self.is_drawn(urgent.piece, round),
+                Alone::Overdue => false,
+            };
             let overdue_at = match self.unserved.get(&urgent.piece) {
-                Some(&since) if mode == Alone::Overdue => self.overdue_at(since, urgent.fresh),
+                Some(&since) if !is_due => self.overdue_at(since, urgent.fresh),
                 _ => self.now,
             };
             if overdue_at <= self.now {
@@ -349,7 +392,7 @@ impl Download {
             }
             self.wake_at(overdue_at);
         }
-        if mode != Alone::All {
+        if !matches!(mode, Alone::All | Alone::Drawn(_)) {
             return None;
         }
         // Nodes without control start at different places, and take from each other what the
@@ -357,7 +400,7 @@ impl Download {
         let from =
             (spread(self.seed, u64::MAX) % u64::from(self.layout.piece_count().max(1))) as u32;
         let missing = self.demand.missing();
-        let needs = |p: &PieceIndex| self.needs_source(p.0);
+        let needs = |p: &PieceIndex| self.may_begin_alone(p.0, mode);
         let piece = missing
             .iter()
             .filter(|p| p.0 >= from)
@@ -366,11 +409,20 @@ impl Download {
         Some((piece.0, self.demand.background(piece)))
     }
 
+    /// A piece may be fetched alone, now or once it is overdue.
     fn may_go_alone(&self, piece: u32, mode: Alone) -> bool {
-        if !self.needs_source(piece) {
-            return false;
-        }
-        mode == Alone::All || self.unserved.contains_key(&piece)
+        let is_waited_for = mode != Alone::All && self.unserved.contains_key(&piece);
+        is_waited_for && self.needs_source(piece) || self.may_begin_alone(piece, mode)
+    }
+
+    /// A piece may be fetched alone though no reader has waited for it.
+    fn may_begin_alone(&self, piece: u32, mode: Alone) -> bool {
+        let is_mine = match mode {
+            Alone::All => true,
+            Alone::Drawn(round) => self.is_drawn(piece, round),
+            Alone::Overdue | Alone::Urgent => false,
+        };
+        is_mine && self.needs_source(piece)
     }
 
     /// When a piece that has been unserved since then has waited for too long. While other pieces

@@ -20,6 +20,10 @@ pub(crate) struct Leases {
     /// It left a request unanswered since it last spoke.
     pub(crate) mute: bool,
     pub(crate) ask: Ask,
+    /// Nodes that could fetch the blob from the source, as control counted last.
+    pub(crate) sharing_count: u32,
+    /// While control does not rule: the round of the draw, and since when.
+    pub(crate) draw: Option<(u32, Duration)>,
     /// The pieces that the last request named.
     pub(crate) asked: PieceSet,
     /// Leased pieces that are not held yet, and when each lease ends.
@@ -32,6 +36,8 @@ impl Leases {
             up: false,
             mute: false,
             ask: Ask::Idle,
+            sharing_count: 0,
+            draw: None,
             asked: PieceSet::empty(piece_count),
             pieces: BTreeMap::new(),
         }

@@ -243,6 +243,10 @@ impl Parents {
     pub(crate) fn linked_count(&self) -> u32 {
         self.table.values().filter(|p| p.is_linked()).count() as u32
     }
+    pub(crate) fn up_count(&self) -> u32 {
+        let up = self.table.values().filter(|p| p.link == Link::Up);
+        up.count() as u32
+    }
     pub(crate) fn is_shut_out(&self, id: NodeId) -> bool {
         self.shut_out.contains(&id)
     }

@@ -81,7 +81,10 @@ fn input() -> impl Strategy<Value = Input> {
         }),
         (run(), time()).prop_map(|(pieces, expires_in)| Input::Lease { pieces, expires_in }),
         run().prop_map(|pieces| Input::LeaseCut { pieces }),
-        time().prop_map(|retry_after| Input::LeaseWait { retry_after }),
+        (time(), any::<u32>()).prop_map(|(retry_after, sharing_count)| Input::LeaseWait {
+            retry_after,
+            sharing_count,
+        }),
     ];
     let peers = prop_oneof![
         (

@@ -350,9 +350,17 @@ impl World {
             ToNode::LeaseWait {
                 digest,
                 retry_after,
+                sharing_count,
             } => {
                 if let Some(blob) = of(&digest) {
-                    self.post(node, blob, Input::LeaseWait { retry_after });
+                    self.post(
+                        node,
+                        blob,
+                        Input::LeaseWait {
+                            retry_after,
+                            sharing_count,
+                        },
+                    );
                 }
             }
             ToNode::Refused { digest, reason } => {

@@ -323,7 +323,14 @@ impl World {
         let delay = self.delay();
         let Some(first) = first else {
             let retry_after = Duration::from_millis(200);
-            return self.deliver(node, delay, Input::LeaseWait { retry_after });
+            return self.deliver(
+                node,
+                delay,
+                Input::LeaseWait {
+                    retry_after,
+                    sharing_count: self.control.members.len() as u32,
+                },
+            );
         };
         let wanted: BTreeSet<u32> = pieces.collect();
         let count = (first..first + self.scenario.lease_pieces_max)

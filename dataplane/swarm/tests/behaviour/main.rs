@@ -1,145 +1,14 @@
 //! Single behaviours of a download, each driven by hand.
 
+mod rig;
+mod without_control;
+
 use std::time::Duration;
 
-use pantala_swarm::{
-    Action, Author, Blame, Download, DownloadConfig, FailReason, Failure, Gone, Input, ReaderId,
-    Recheck, RequestId, State,
-};
-use pantala_wire::{ByteRange, NodeId, PieceIndex, PieceLayout, PieceRun, PieceSet, Priority};
+use pantala_swarm::{Action, Author, Blame, FailReason, Failure, Gone, Input, Recheck, State};
+use pantala_wire::{NodeId, PieceIndex, PieceRun, PieceSet, Priority};
 
-const MIB: u64 = 1 << 20;
-const READER: ReaderId = ReaderId(1);
-
-/// A download, the time, and what it did last.
-struct Rig {
-    core: Download,
-    now: Duration,
-    config: DownloadConfig,
-}
-
-fn node(n: u8) -> NodeId {
-    NodeId::new([n; 32])
-}
-fn ms(ms: u64) -> Duration {
-    Duration::from_millis(ms)
-}
-fn run(first: u32, count: u32) -> PieceRun {
-    PieceRun { first, count }
-}
-
-impl Rig {
-    fn new(pieces: u32) -> Self {
-        Self::holding(pieces, PieceSet::empty(pieces))
-    }
-    fn holding(pieces: u32, held: PieceSet) -> Self {
-        let layout = PieceLayout::new(u64::from(pieces) * MIB).unwrap();
-        let config = DownloadConfig {
-            source_fetches_max: 4,
-            ..DownloadConfig::default()
-        };
-        let now = Duration::from_secs(100);
-        Self {
-            core: Download::new(config.clone(), layout, held, 42, now),
-            now,
-            config,
-        }
-    }
-    fn feed(&mut self, input: Input) -> Vec<Action> {
-        self.core.handle(self.now, input);
-        let actions = std::iter::from_fn(|| self.core.poll_action()).collect();
-        assert_eq!(self.core.inconsistency(), None);
-        actions
-    }
-    /// Lets time pass, with a tick whenever one is due.
-    fn pass(&mut self, time: Duration) -> Vec<Action> {
-        let end = self.now + time;
-        let mut actions = Vec::new();
-        while let Some(due) = self.core.next_timeout().filter(|due| *due <= end) {
-            self.now = due;
-            actions.extend(self.feed(Input::Tick));
-        }
-        self.now = end;
-        actions
-    }
-    fn read(&mut self, first: u32, end: u32) -> Vec<Action> {
-        let range = ByteRange::new(u64::from(first) * MIB, u64::from(end) * MIB).unwrap();
-        self.feed(Input::Want {
-            reader: READER,
-            range,
-            priority: Priority::Client,
-        })
-    }
-    fn fill(&mut self) -> Vec<Action> {
-        self.feed(Input::FetchAll {
-            priority: Priority::Bulk,
-        })
-    }
-    fn with_control(mut self) -> Self {
-        self.feed(Input::ControlUp);
-        self
-    }
-    fn with_source(mut self) -> Self {
-        self.feed(Input::SourceChanged { available: true });
-        self
-    }
-    /// Parents 1 to `count`, listed.
-    fn with_parents(mut self, count: u8) -> Self {
-        self.feed(Input::Parents(
-            (1..=count).map(|n| node(n).into()).collect(),
-        ));
-        self
-    }
-    fn have(&mut self, parent: u8, runs: &[PieceRun]) -> Vec<Action> {
-        self.feed(Input::Have {
-            parent: node(parent),
-            runs: runs.to_vec(),
-            complete: false,
-        })
-    }
-    fn done(&mut self, request: RequestId, piece: u32) -> Vec<Action> {
-        self.feed(Input::PieceDone {
-            request: Some(request),
-            piece: PieceIndex(piece),
-            author: Author::Other(node(9)),
-        })
-    }
-    fn fail(&mut self, request: RequestId, failure: Failure) -> Vec<Action> {
-        self.feed(Input::RequestFailed { request, failure })
-    }
-}
-
-fn fetches(actions: &[Action]) -> Vec<(RequestId, NodeId, u32, u32)> {
-    let fetch = |action: &Action| match action {
-        Action::Fetch {
-            request,
-            parent,
-            piece,
-            first_group,
-            ..
-        } => Some((*request, *parent, piece.0, *first_group)),
-        _ => None,
-    };
-    actions.iter().filter_map(fetch).collect()
-}
-
-fn source_fetches(actions: &[Action]) -> Vec<(RequestId, PieceRun, bool)> {
-    let fetch = |action: &Action| match action {
-        Action::FetchSource {
-            request,
-            pieces,
-            leased,
-            ..
-        } => Some((*request, *pieces, *leased)),
-        _ => None,
-    };
-    actions.iter().filter_map(fetch).collect()
-}
-
-fn asks(actions: &[Action]) -> usize {
-    let ask = |a: &&Action| matches!(a, Action::AskLease { .. });
-    actions.iter().filter(ask).count()
-}
+use rig::{READER, Rig, asks, fetches, ms, node, run, source_fetches};
 
 #[test]
 fn the_first_want_subscribes_and_asks_for_a_lease_in_one_round() {
@@ -166,44 +35,12 @@ fn a_silent_control_is_waited_for_exactly_as_long_as_configured() {
 }
 
 #[test]
-fn without_control_and_parents_the_source_is_asked_at_once_in_reading_order() {
-    let mut rig = Rig::new(50).with_source();
-    let alone = source_fetches(&rig.read(5, 50));
-    assert_eq!(alone.len(), rig.config.alone_fetches_max as usize);
-    assert_eq!((alone[0].1, alone[1].1), (run(5, 8), run(13, 8)));
-}
-
-#[test]
-fn nodes_without_control_fill_from_different_places() {
-    let starts: Vec<u32> = (0..8)
-        .map(|seed| {
-            let layout = PieceLayout::new(1000 * MIB).unwrap();
-            let held = PieceSet::empty(1000);
-            let config = DownloadConfig::default();
-            let mut core = Download::new(config, layout, held, seed, ms(0));
-            core.handle(ms(0), Input::SourceChanged { available: true });
-            core.handle(
-                ms(0),
-                Input::FetchAll {
-                    priority: Priority::Bulk,
-                },
-            );
-            let actions: Vec<Action> = std::iter::from_fn(|| core.poll_action()).collect();
-            source_fetches(&actions)[0].1.first
-        })
-        .collect();
-    let mut distinct = starts.clone();
-    distinct.sort_unstable();
-    distinct.dedup();
-    assert_eq!(distinct.len(), starts.len(), "{starts:?}");
-}
-
-#[test]
 fn a_reader_that_control_told_to_wait_goes_alone_for_its_next_piece_only() {
     let mut rig = Rig::new(50).with_control().with_source();
     rig.read(0, 50);
     let wait = Input::LeaseWait {
         retry_after: Duration::from_secs(60),
+        sharing_count: 2,
     };
     rig.feed(wait);
     let patience = rig.config.first_wait_patience;
@@ -222,6 +59,7 @@ fn a_reader_that_control_told_to_wait_goes_alone_for_its_next_piece_only() {
     let alone = loop {
         rig.feed(Input::LeaseWait {
             retry_after: Duration::from_secs(60),
+            sharing_count: 2,
         });
         let alone = source_fetches(&rig.pass(ms(500)));
         waited += ms(500);
@@ -243,6 +81,7 @@ fn while_pieces_appear_in_the_swarm_the_wait_is_longer_but_bounded() {
     for piece in 1..40 {
         rig.feed(Input::LeaseWait {
             retry_after: ms(200),
+            sharing_count: 2,
         });
         alone.extend(source_fetches(&rig.pass(ms(100))));
         if !alone.is_empty() {
