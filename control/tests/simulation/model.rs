@@ -266,6 +266,7 @@ impl Sim {
                 ToNode::LeaseWait {
                     digest,
                     retry_after,
+                    ..
                 } => {
                     if let Some(download) = node.downloads.get_mut(&digest) {
                         download.ask_at = Some(now + retry_after);

@@ -1,6 +1,6 @@
 //! Between control and the downloads: commands go up, events come down to the task they are for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,12 +22,18 @@ const DELIVERY_PATIENCE: Duration = Duration::from_secs(1);
 /// cluster, and less than the round trip to the source that it may save.
 const OPENING_ANSWER_PATIENCE: Duration = Duration::from_millis(100);
 
+/// False claims remembered: what control hears of one node in a minute.
+const ACCUSATIONS_KEPT_MAX: usize = 64;
+
 /// The way to control.
 #[derive(Clone)]
 pub struct ControlLink {
     handle: ControlHandle,
     /// Who waits for an opening. Bounded by the engine, which asks once for a blob at a time.
     openings: Arc<Mutex<HashMap<BlobDigest, oneshot::Sender<bool>>>>,
+    /// False claims that this node has found, the last one last: said again in each session, since
+    /// control may have been away, and may have forgotten.
+    accusations: Arc<Mutex<VecDeque<Command>>>,
 }
 
 impl ControlLink {
@@ -36,6 +42,7 @@ impl ControlLink {
         Self {
             handle,
             openings: Arc::default(),
+            accusations: Arc::default(),
         }
     }
 
@@ -80,6 +87,24 @@ impl ControlLink {
         }
     }
 
+    /// Reports a false claim, now and in each session to come.
+    pub fn accuse(&self, report: Command) {
+        let mut kept = self.accusations.lock();
+        if kept.len() == ACCUSATIONS_KEPT_MAX {
+            kept.pop_front();
+        }
+        kept.push_back(report.clone());
+        drop(kept);
+        self.send(report);
+    }
+
+    fn accuse_again(&self) {
+        let kept = self.accusations.lock().clone();
+        for report in kept {
+            self.send(report);
+        }
+    }
+
     /// Tells control now and then what parents deliver, for as long as the node runs.
     pub async fn report_paths(shared: std::sync::Weak<Shared>) {
         loop {
@@ -112,6 +137,7 @@ async fn deliver(event: Event, shared: &Arc<Shared>) {
             tracing::info!("control connected");
             shared.metrics.control_connected.set(1);
             shared.announce().await;
+            shared.control.accuse_again();
             shared.tell_all(Input::ControlUp).await;
         }
         Event::Disconnected { reason } => {
@@ -177,6 +203,7 @@ async fn deliver(event: Event, shared: &Arc<Shared>) {
         Event::ShutOut(nodes) => {
             tracing::warn!(?nodes, "control shut nodes out");
             shared.peers.shut_out(&nodes);
+            shared.tell_all(Input::ShutOut(nodes)).await;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The end of a download: the sha256 of the whole, and the search for the piece that spoils it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use pantala_wire::{NodeId, PieceIndex, PieceSet};
@@ -37,8 +37,12 @@ pub(crate) struct Audit {
     pub(crate) queue: VecDeque<u32>,
     /// Pieces asked for again, and since when.
     pub(crate) outstanding: BTreeMap<u32, Duration>,
-    /// The author found false last: the rest of its pieces goes first, then the sha256 is tried.
-    suspect: Option<u16>,
+    /// Authors found false, here or by others: their pieces go first, then the sha256 is tried.
+    suspects: BTreeSet<u16>,
+    /// Pieces of suspects have been asked for again, or are to be, since the sha256 was tried.
+    is_hot: bool,
+    /// The round of the draw by which nodes share an audit out, and since when.
+    pub(crate) draw: Option<(u32, Duration)>,
 }
 
 impl Audit {
@@ -51,7 +55,9 @@ impl Audit {
             replaced_count: 0,
             queue: VecDeque::new(),
             outstanding: BTreeMap::new(),
-            suspect: None,
+            suspects: BTreeSet::new(),
+            is_hot: false,
+            draw: None,
         }
     }
 
@@ -78,59 +84,82 @@ impl Audit {
         }
     }
 
-    /// Starts an audit of the pieces held: those that others vouch for first, since what this node
-    /// fetched itself can only be wrong if the source was.
+    /// Starts an audit of the pieces held: those of suspects first, then those that others vouch for,
+    /// since what this node fetched itself can only be wrong if the source was.
     pub(crate) fn begin(&mut self, held: &PieceSet) {
         self.check = Check::Auditing;
         self.audits_count += 1;
         self.replaced_count = 0;
-        self.suspect = None;
+        self.draw = None;
         let (own, others): (Vec<u32>, Vec<u32>) = held
             .iter()
             .map(|piece| piece.0)
             .partition(|&piece| self.authors[piece as usize] == THIS);
         self.queue = others.into_iter().chain(own).collect();
+        self.put_suspects_first();
     }
 
-    /// The next piece to ask for again; `None` while the suspect's last ones are under way.
-    pub(crate) fn next(&mut self) -> Option<u32> {
-        let &piece = self.queue.front()?;
-        if self
-            .suspect
-            .is_some_and(|s| self.authors[piece as usize] != s)
-        {
+    fn is_suspect(&self, piece: u32) -> bool {
+        self.suspects.contains(&self.authors[piece as usize])
+    }
+
+    fn put_suspects_first(&mut self) {
+        let queue = std::mem::take(&mut self.queue);
+        let (first, rest): (Vec<u32>, Vec<u32>) =
+            queue.into_iter().partition(|&piece| self.is_suspect(piece));
+        self.is_hot |= !first.is_empty();
+        self.queue = first.into_iter().chain(rest).collect();
+    }
+
+    /// The next piece to ask for again: of a suspect, else one that `drawn` says is this node's to ask
+    /// for. `None` while the suspects' last ones are under way, and while nothing is drawn.
+    pub(crate) fn next(&mut self, drawn: impl Fn(u32) -> bool) -> Option<u32> {
+        let &first = self.queue.front()?;
+        if self.is_suspect(first) {
+            return self.queue.pop_front();
+        }
+        if self.is_hot {
             return None;
         }
-        self.queue.pop_front()
+        let at = self.queue.iter().position(|&piece| drawn(piece))?;
+        self.queue.remove(at)
     }
 
     /// The piece was not what `author` said.
     pub(crate) fn replaced(&mut self, piece: u32, author: Author) {
         self.replaced_count += 1;
         self.authors[piece as usize] = THIS;
-        if let Author::Other(_) = author {
-            let suspect = self.number(author);
-            self.suspect = Some(suspect);
-            let (first, rest): (Vec<u32>, Vec<u32>) = self
-                .queue
-                .iter()
-                .copied()
-                .partition(|&p| self.authors[p as usize] == suspect);
-            self.queue = first.into_iter().chain(rest).collect();
+        if let Author::Other(node) = author {
+            self.suspect(&[node]);
+            self.is_hot = true;
+        }
+    }
+
+    /// What these nodes have vouched for is to be looked at before all else.
+    pub(crate) fn suspect(&mut self, nodes: &[NodeId]) {
+        let before = self.suspects.len();
+        for node in nodes {
+            if let Some(at) = self.names.iter().position(|name| name == node)
+                && let Ok(at) = u16::try_from(at)
+            {
+                self.suspects.insert(at.saturating_add(NAMED));
+            }
+        }
+        if self.suspects.len() > before {
+            self.put_suspects_first();
         }
     }
 
     /// Every piece that was to be asked for again before the sha256 is tried has been.
     pub(crate) fn is_ready_to_verify(&self) -> bool {
         let front = self.queue.front();
-        let suspect_done = self
-            .suspect
-            .is_some_and(|s| front.is_none_or(|&piece| self.authors[piece as usize] != s));
-        self.outstanding.is_empty() && (front.is_none() || suspect_done)
+        let suspects_done = self.is_hot && front.is_none_or(|&piece| !self.is_suspect(piece));
+        self.outstanding.is_empty() && (front.is_none() || suspects_done)
     }
 
-    pub(crate) fn clear_suspect(&mut self) {
-        self.suspect = None;
+    /// The sha256 is tried.
+    pub(crate) fn tried(&mut self) {
+        self.is_hot = false;
     }
 }
 
@@ -155,13 +184,35 @@ mod tests {
         }
         audit.begin(&PieceSet::full(6));
         assert_eq!(audit.queue, [1, 2, 3, 4, 5, 0]);
-        assert_eq!((audit.next(), audit.next()), (Some(1), Some(2)));
+        let all = |_| true;
+        assert_eq!((audit.next(all), audit.next(all)), (Some(1), Some(2)));
         audit.replaced(2, liar);
-        assert_eq!(audit.next(), Some(5));
-        assert_eq!(audit.next(), None);
+        assert_eq!(audit.next(all), Some(5));
+        assert_eq!(audit.next(all), None);
         assert!(audit.is_ready_to_verify());
-        audit.clear_suspect();
-        assert_eq!(audit.next(), Some(3));
+        audit.tried();
+        assert_eq!(audit.next(all), Some(3));
+        assert!(!audit.is_ready_to_verify());
+    }
+
+    #[test]
+    fn a_liar_found_by_others_goes_before_what_was_drawn() {
+        let liar = NodeId::new([9; 32]);
+        let mut audit = Audit::new(4);
+        for piece in 0..4 {
+            let id = NodeId::new([if piece == 3 { 9 } else { 8 }; 32]);
+            audit.set_author(PieceIndex(piece), Author::Other(id));
+        }
+        audit.begin(&PieceSet::full(4));
+        assert_eq!(audit.next(|piece| piece == 2), Some(2));
+        assert_eq!(audit.next(|_| false), None);
+        assert!(!audit.is_ready_to_verify(), "others are still to be drawn");
+        audit.suspect(&[NodeId::new([7; 32]), liar]);
+        assert_eq!(audit.next(|_| false), Some(3));
+        assert!(audit.is_ready_to_verify());
+        // A liar of whose pieces none is here says nothing.
+        audit.tried();
+        audit.suspect(&[NodeId::new([7; 32])]);
         assert!(!audit.is_ready_to_verify());
     }
 }

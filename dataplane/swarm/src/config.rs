@@ -97,6 +97,11 @@ pub struct DownloadConfig {
     pub rechecks_in_flight_max: u32,
     /// A recheck unanswered for so long has failed.
     pub recheck_timeout: Duration,
+    /// Where others share an audit: after so long without a liar found, twice as many pieces are asked for
+    /// again. Longer than it takes to ask the source, tell control, and hear from it.
+    pub audit_patience: Duration,
+    /// The same while control does not answer: nobody hears what others find.
+    pub audit_patience_alone: Duration,
     /// Audits of a blob: one that is still wrong after two is wrong at the source.
     pub audits_max: u32,
     /// Held pieces found rotten before the disk is no longer trusted.
@@ -146,6 +151,8 @@ impl Default for DownloadConfig {
             give_up_after: Duration::from_secs(60),
             rechecks_in_flight_max: 4,
             recheck_timeout: Duration::from_secs(30),
+            audit_patience: Duration::from_secs(2),
+            audit_patience_alone: Duration::from_secs(15),
             audits_max: 2,
             losses_max: 256,
         }

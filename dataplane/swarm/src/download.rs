@@ -175,6 +175,7 @@ impl Download {
             } => self.offered(parent, &runs, complete),
             Input::ParentGone { parent, reason } => self.parent_gone(parent, reason),
             Input::Lease { pieces, expires_in } => self.lease_granted(pieces, expires_in),
+            Input::ShutOut(nodes) => self.audit.suspect(&nodes),
             Input::LeaseCut { pieces } => self.lease_cut(pieces),
             Input::LeaseWait {
                 retry_after,

@@ -5,8 +5,11 @@ use pantala_wire::{NodeId, PieceIndex, PieceRun, PieceSet};
 use crate::audit::Check;
 use crate::download::Download;
 use crate::parents::Link;
+use crate::spread::is_drawn;
 use crate::{Action, Author, Blame, FailReason, Recheck, RequestId, State};
 
+/// Keeps the draw of an audit apart from other choices made by the same seed.
+const AUDIT_SALT: u64 = 0x6175_6469;
 /// A request for no more pieces than this is let finish though nobody wants them any more.
 const FINISHED_PIECES_MAX: u32 = 2;
 
@@ -129,14 +132,17 @@ impl Download {
             return self.fail(FailReason::Unaudited(why));
         }
         if self.audit.is_ready_to_verify() {
-            self.audit.clear_suspect();
+            self.audit.tried();
             return self.ask_verify();
         }
         if self.origin.paused_until() > self.now {
             return self.wake_at(self.origin.paused_until());
         }
+        let round = self.audit_round();
+        let (seed, sharing_count) = (self.seed, self.leases.sharing_count);
+        let drawn = move |piece| is_drawn(seed ^ AUDIT_SALT, piece, sharing_count, round);
         while self.audit.outstanding.len() < self.config.rechecks_in_flight_max.max(1) as usize {
-            let Some(piece) = self.audit.next() else {
+            let Some(piece) = self.audit.next(drawn) else {
                 break;
             };
             self.audit.outstanding.insert(piece, self.now);
@@ -144,6 +150,24 @@ impl Download {
             self.actions.push_back(Action::Recheck { piece });
         }
         self.progressed_at = self.now;
+    }
+
+    /// The round of the draw by which the nodes of a swarm share an audit out: all of them have the same
+    /// wrong bytes, and each asking for each piece would read the source once a node. Who finds the
+    /// liar tells control, and control all others.
+    fn audit_round(&mut self) -> u32 {
+        let patience = match self.leases.is_ruling() {
+            true => self.config.audit_patience,
+            false => self.config.audit_patience_alone,
+        };
+        let (round, since) = self.audit.draw.unwrap_or((0, self.now));
+        let draw = match since + patience <= self.now {
+            true => (round + 1, self.now),
+            false => (round, since),
+        };
+        self.audit.draw = Some(draw);
+        self.wake_at(draw.1 + patience);
+        draw.0
     }
 
     pub(crate) fn rechecked(&mut self, piece: PieceIndex, outcome: Recheck) {

@@ -99,6 +99,8 @@ pub enum Input {
         /// The pieces.
         pieces: PieceRun,
     },
+    /// Control has shut these nodes out: what they vouch for is not to be believed.
+    ShutOut(Vec<NodeId>),
     /// Control has nothing to lease now: others are fetching the pieces asked for, or hold them.
     LeaseWait {
         /// When to ask again.

@@ -10,7 +10,7 @@ use crate::demand::Urgent;
 use crate::download::Download;
 use crate::lease::Ask;
 use crate::requests::Target;
-use crate::spread::spread;
+use crate::spread::{is_drawn, spread};
 
 /// The pause before the next lease request when a lease was of no use: it keeps a control that
 /// grants nonsense from making this node spin.
@@ -18,8 +18,6 @@ const USELESS_LEASE_PAUSE: Duration = Duration::from_millis(50);
 
 /// Keeps the draw apart from other choices made by the same seed.
 const DRAW_SALT: u64 = 0x6472_6177;
-/// Rounds of the draw after which everybody has drawn everything, however large the swarm.
-const DRAW_ROUNDS_MAX: u32 = 32;
 
 /// What this node may fetch without a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -342,15 +340,12 @@ impl Download {
         next.0
     }
 
-    /// Whether this node has drawn the run that `piece` lies in. In the first round, every other run
-    /// has been drawn by somebody, on average; in each further one by twice as many. A second copy of
-    /// what two have drawn costs more than the rounds until all is drawn.
+    /// Whether this node has drawn the run that `piece` lies in. A second copy of what two have drawn
+    /// costs more than the rounds until all is drawn.
     fn is_drawn(&self, piece: u32, round: u32) -> bool {
         let run = piece / self.config.alone_run_pieces_max.max(1);
         let sharing_count = self.leases.sharing_count.max(self.parents.up_count() + 1);
-        let chance = u64::MAX / 2 / u64::from(sharing_count);
-        let chance = chance.saturating_mul(1 << round.min(DRAW_ROUNDS_MAX));
-        spread(self.seed ^ DRAW_SALT, u64::from(run)) <= chance
+        is_drawn(self.seed ^ DRAW_SALT, run, sharing_count, round)
     }
 
     fn fetch_alone(&mut self) {

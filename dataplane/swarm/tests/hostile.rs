@@ -81,6 +81,7 @@ fn input() -> impl Strategy<Value = Input> {
         }),
         (run(), time()).prop_map(|(pieces, expires_in)| Input::Lease { pieces, expires_in }),
         run().prop_map(|pieces| Input::LeaseCut { pieces }),
+        proptest::collection::vec(parent(), 0..3).prop_map(Input::ShutOut),
         (time(), any::<u32>()).prop_map(|(retry_after, sharing_count)| Input::LeaseWait {
             retry_after,
             sharing_count,

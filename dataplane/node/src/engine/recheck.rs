@@ -69,7 +69,7 @@ fn blame(
         return Author::This;
     }
     let relayer = task.relayers.lock().get(&piece).copied();
-    shared.control.send(Command::FalseClaim {
+    shared.control.accuse(Command::FalseClaim {
         digest: task.digest,
         piece,
         claim,

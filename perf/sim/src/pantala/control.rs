@@ -126,6 +126,9 @@ impl World {
         it.session.resumed = true;
         it.session.failures = 0;
         self.announce(node);
+        for report in self.nodes[node as usize].accusations.clone() {
+            self.tell_control(node, report);
+        }
         self.post_all(node, &Input::ControlUp);
     }
 
@@ -373,6 +376,10 @@ impl World {
                 }
             }
             ToNode::ShutOut(list) => {
+                let blobs: Vec<u32> = it.tasks.keys().copied().collect();
+                for blob in blobs {
+                    self.post(node, blob, Input::ShutOut(list.clone()));
+                }
                 self.nodes[node as usize].shut_out = std::rc::Rc::new(list.into_iter().collect());
             }
             ToNode::Opening { .. } => {}

@@ -268,6 +268,7 @@ impl World {
                     server: node::Server::default(),
                     connections: BTreeSet::new(),
                     shut_out: Rc::default(),
+                    accusations: Vec::new(),
                     pulls: states,
                 });
                 self.queue

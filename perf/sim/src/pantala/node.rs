@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::time::Duration;
 
+use pantala_control::core::FromNode;
 use pantala_swarm::{Download, Input, RequestId};
 use pantala_wire::{NodeId, PieceIndex, PieceRun, PieceSet, Priority};
 
@@ -176,6 +177,8 @@ pub(super) struct Node {
     /// Nodes that it has a connection to, to fetch over.
     pub(super) connections: BTreeSet<u32>,
     pub(super) shut_out: Rc<BTreeSet<NodeId>>,
+    /// False claims that it has found: said again in each session.
+    pub(super) accusations: Vec<FromNode>,
     pub(super) pulls: Vec<PullState>,
 }
 

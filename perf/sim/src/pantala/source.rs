@@ -199,6 +199,7 @@ impl World {
             true_digest: PieceDigest([0x11; 32]),
             relayer: self.nodes[relayer as usize].id,
         };
+        self.nodes[node as usize].accusations.push(message.clone());
         self.tell_control(node, message);
         let author = Author::Other(author_id);
         self.rechecked(node, blob, piece, Recheck::Replaced { author });
