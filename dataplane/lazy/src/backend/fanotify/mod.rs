@@ -14,12 +14,13 @@ mod link;
 pub mod probe;
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures_util::future::BoxFuture;
 use pantala_supervisor::client::Kept;
+use pantala_supervisor::fanotify;
 use pantala_supervisor::message::Instance;
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot};
@@ -73,6 +74,22 @@ impl FanotifyBackend {
             mounts: Mutex::default(),
         };
         Ok((backend, kept))
+    }
+
+    /// Whether a supervisor serves `dir` now. Blocks, for a moment.
+    pub fn is_supervised(dir: &Path) -> bool {
+        pantala_supervisor::client::Client::connect(dir).is_ok()
+    }
+
+    /// Lets go of a kept data file that belongs to no mount any more: its reads raise no more events.
+    ///
+    /// # Errors
+    /// [`MountError::Supervisor`].
+    pub fn release(&self, path: &Path, file: &OwnedFd) -> Result<(), MountError> {
+        if let Err(error) = fanotify::unmark(self.link.group(), file.as_fd()) {
+            tracing::debug!(%error, path = %path.display(), "not marked");
+        }
+        self.link.forget(&kept_name(path))
     }
 
     /// Which life of the kernel's group this is: mounts that were made in another are poisoned.
