@@ -45,6 +45,8 @@ pub struct Config {
     pub store: Store,
     /// How registries are asked.
     pub source: Source,
+    /// Images mounted before their data has arrived.
+    pub lazy: Lazy,
     /// Where this node stands, for the choice of near parents.
     pub labels: Labels,
     /// What is logged, and how.
@@ -147,6 +149,17 @@ pub struct Source {
     pub retries_max: u32,
     /// Requests to one host at the same time.
     pub connections_per_host_max: usize,
+}
+
+/// `[lazy]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lazy {
+    /// Whether what nobody has touched is fetched too.
+    pub background_fill: bool,
+    /// How long a read may wait for its bytes before it fails.
+    pub fill_timeout: Duration,
+    /// The supervisor's program; beside this one where absent.
+    pub supervisor: Option<PathBuf>,
 }
 
 /// `[labels]`

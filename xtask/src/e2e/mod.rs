@@ -3,6 +3,7 @@
 mod baseline;
 mod clients;
 mod crash;
+mod lazy;
 mod mirror;
 mod peer_faults;
 mod private;
@@ -94,6 +95,7 @@ fn all() -> Vec<Test> {
     tests.extend(source_faults::tests());
     tests.extend(peer_faults::tests());
     tests.extend(crash::tests());
+    tests.extend(lazy::tests());
     tests
 }
 

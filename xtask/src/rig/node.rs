@@ -81,6 +81,7 @@ impl NodeSpec {
             ),
             ("store", String::new()),
             ("source", String::new()),
+            ("lazy", String::new()),
             ("log", "filter = \"info\"\n".to_owned()),
         ];
         let mut registry = format!(
@@ -243,6 +244,14 @@ impl Node {
 
     pub(crate) fn admin_url(&self, path: &str) -> String {
         format!("http://{}:{ADMIN_PORT}{path}", self.machine.address())
+    }
+
+    /// Its program as a command line tool, told where the node is.
+    pub(crate) fn tool(&self, command: &str) -> std::process::Command {
+        let mut tool = self.machine.command(&self.program);
+        let config = self.machine.dir().join("node.toml");
+        tool.arg(command).arg("--config").arg(config);
+        tool
     }
 
     /// The node's own account.

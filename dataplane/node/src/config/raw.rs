@@ -11,7 +11,7 @@ use super::document::fields_of;
 type Fields = fn() -> &'static [&'static str];
 
 /// Each table of the file with the struct that reads it.
-pub(super) const SECTIONS: [(&str, Fields); 10] = [
+pub(super) const SECTIONS: [(&str, Fields); 11] = [
     ("", fields_of::<Raw>),
     ("mirror", fields_of::<RawMirror>),
     ("registries.*", fields_of::<RawRegistry>),
@@ -20,6 +20,7 @@ pub(super) const SECTIONS: [(&str, Fields); 10] = [
     ("control", fields_of::<RawControl>),
     ("store", fields_of::<RawStore>),
     ("source", fields_of::<RawSource>),
+    ("lazy", fields_of::<RawLazy>),
     ("labels", fields_of::<RawLabels>),
     ("log", fields_of::<RawLog>),
 ];
@@ -43,6 +44,7 @@ pub(super) struct Raw {
     pub(super) control: RawControl,
     pub(super) store: RawStore,
     pub(super) source: RawSource,
+    pub(super) lazy: RawLazy,
     pub(super) labels: RawLabels,
     pub(super) log: RawLog,
 }
@@ -175,6 +177,25 @@ impl Default for RawSource {
             stall_timeout_ms: 10_000,
             retries_max: 4,
             connections_per_host_max: 16,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawLazy {
+    pub(super) background_fill: bool,
+    pub(super) fill_timeout_ms: u64,
+    pub(super) supervisor: String,
+}
+
+impl Default for RawLazy {
+    fn default() -> Self {
+        Self {
+            background_fill: true,
+            // Longer than a source takes to be given up, shorter than a kernel's patience with a task.
+            fill_timeout_ms: 60_000,
+            supervisor: String::new(),
         }
     }
 }
