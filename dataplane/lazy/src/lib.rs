@@ -10,6 +10,7 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+mod boundary;
 pub mod device;
 
 pub use backend::{Backend, BackendKind, MountError, MountSpec};

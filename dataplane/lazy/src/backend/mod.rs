@@ -1,5 +1,8 @@
 //! The kernel's ways to learn that bytes are touched which are not here yet.
 
+pub mod erofs_mount;
+pub mod fuse;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
