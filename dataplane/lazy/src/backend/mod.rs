@@ -1,5 +1,6 @@
 //! The kernel's ways to learn that bytes are touched which are not here yet.
 
+pub mod cachefiles;
 pub mod erofs_mount;
 pub mod fuse;
 
