@@ -12,6 +12,8 @@ use pantala_lazy::Backend;
 use pantala_lazy::backend::cachefiles::{CachefilesBackend, bind};
 use pantala_lazy::backend::fuse::FuseBackend;
 
+use rustix::process::{Pid, Signal};
+
 use crate::init::{IMAGE, SCRATCH};
 use crate::mounts::image::Image;
 use crate::mounts::{ALL_WAYS, By, Dice, Fixture, digest, read_all, seed};
@@ -53,6 +55,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         killed_and_resumed,
     ),
     ("cachefiles_without_anyone_reads_fail", without_anyone),
+    (
+        "cachefiles_readers_of_a_stopped_daemon_wait_and_can_be_killed",
+        stopped_daemon,
+    ),
     ("fuse_every_file_reads_as_its_source", || {
         with_fuse(async |fixture| fixture.every_file_reads_as_its_source(seed()).await);
     }),
@@ -184,6 +190,11 @@ impl Worker {
         line.trim().to_owned()
     }
 
+    fn signal(&self, signal: Signal) {
+        let process = Pid::from_child(&self.0);
+        rustix::process::kill_process(process, signal).expect("signals");
+    }
+
     fn kill(&mut self) {
         self.0.kill().expect("kills");
         self.0.wait().expect("ends");
@@ -258,4 +269,48 @@ fn without_anyone() {
     );
     assert!(failed > 0, "everything was read, though nobody served");
     rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH).expect("unmounts");
+}
+
+/// The daemon stands still: a reader waits, can be killed, and another gets the bytes when it goes on.
+fn stopped_daemon() {
+    let control = bind(&cache_dir()).expect("binds");
+    let at = Path::new(SCRATCH).join("stopped.mount");
+    fs::create_dir_all(&at).expect("a folder");
+    let mut worker = Worker::start(&control, "new", &at);
+    assert_eq!(worker.mount_name().len(), 32, "no mount");
+    let image = image();
+    let entry = image.entries.iter().max_by_key(|entry| entry.size_bytes);
+    let entry = entry.expect("an image has files");
+    worker.signal(Signal::STOP);
+    let own = std::env::current_exe().expect("this program");
+    let mut readers: Vec<Child> = (0..2)
+        .map(|_| {
+            Command::new(&own)
+                .arg("digest")
+                .arg(at.join(&entry.path))
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("a reader")
+        })
+        .collect();
+    std::thread::sleep(Duration::from_secs(2));
+    for reader in &mut readers {
+        assert!(
+            reader.try_wait().expect("its state").is_none(),
+            "it did not wait"
+        );
+    }
+    let mut killed = readers.remove(0);
+    killed.kill().expect("kills");
+    let status = killed.wait().expect("ends");
+    assert!(!status.success(), "{status}");
+    worker.signal(Signal::CONT);
+    let output = readers.remove(0).wait_with_output().expect("ends");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.starts_with(&entry.digest),
+        "{text} instead of {entry:?}"
+    );
+    rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH).expect("unmounts");
+    worker.kill();
 }
