@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use crate::check::Outcome;
 
 /// The whole run. Emulation is some twenty times slower than the machine, and the machine may be busy.
-const RUN_MAX: Duration = Duration::from_secs(900);
+const RUN_MAX: Duration = Duration::from_secs(1500);
 /// The last lines of the console that are shown when a run breaks off.
 const LINES_SHOWN_MAX: usize = 40;
 /// What the lines of the guest's init begin with.

@@ -17,7 +17,7 @@ pub(crate) const SCRATCH: &str = "/scratch";
 /// The disk with the image, and its label.
 pub(crate) const IMAGE: &str = "/image";
 /// Emulation is slow; a test that takes longer than this hangs.
-const TEST_MAX: Duration = Duration::from_secs(240);
+const TEST_MAX: Duration = Duration::from_secs(300);
 
 pub(crate) fn run() -> ExitCode {
     if let Err(error) = set_up() {

@@ -26,7 +26,7 @@ use device::LateDevice;
 use image::{Entry, Image, digest_of};
 
 /// No read may take longer than this, whatever happens. It is far more than a loaded machine needs.
-pub const READ_MAX: Duration = Duration::from_secs(60);
+pub const READ_MAX: Duration = Duration::from_secs(120);
 /// Threads that read at once.
 const READERS: usize = 6;
 
