@@ -12,6 +12,7 @@
 pub mod backend;
 mod boundary;
 pub mod device;
+pub mod faults;
 
 pub use backend::{Backend, BackendKind, MountError, MountSpec};
 pub use device::{Device, FillError};
