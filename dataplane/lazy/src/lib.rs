@@ -13,6 +13,7 @@ pub mod backend;
 mod boundary;
 pub mod device;
 pub mod faults;
+mod filler;
 
 pub use backend::{Backend, BackendKind, MountError, MountSpec};
 pub use device::{Device, FillError};

@@ -14,6 +14,7 @@ use mounts::device::LateDevice;
 use mounts::image::Image;
 use mounts::{By, Dice, Fixture, digest, seed};
 use pantala_lazy::backend::fuse::FuseBackend;
+use pantala_lazy::faults::Limits;
 use pantala_lazy::{Backend, Device, MountSpec};
 
 /// Tens of megabytes, as a small image has.
@@ -70,7 +71,7 @@ fn with_backend<F: Future<Output = ()>>(test: impl FnOnce(Fixture<FuseBackend>) 
         .expect("a runtime");
     runtime.block_on(async {
         let root = scratch.path().join("run");
-        let (backend, stale) = FuseBackend::open(&root).expect("a backend");
+        let (backend, stale) = FuseBackend::open(&root, Limits::default()).expect("a backend");
         assert_eq!(stale, Vec::<PathBuf>::new());
         test(Fixture {
             backend: Arc::new(backend),
@@ -120,7 +121,8 @@ fn daemon() {
     };
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
-        let (backend, _) = FuseBackend::open(&scratch.join("run")).expect("a backend");
+        let (backend, _) =
+            FuseBackend::open(&scratch.join("run"), Limits::default()).expect("a backend");
         let path = scratch.join("device");
         let device = LateDevice::new(&path, &scratch.join("blob"), Duration::from_millis(5));
         let spec = MountSpec {
@@ -143,9 +145,11 @@ fn a_killed_daemon_fails_reads_and_the_next_takes_its_mounts_down() {
             let scratch = fixture.scratch.join(format!("killed{round}"));
             let next = tokio::task::spawn_blocking(move || {
                 killed_under_load(&image, &scratch, seed + round);
-                FuseBackend::open(&scratch.join("run"))
             });
-            let (_, taken_down) = next.await.expect("no wrong bytes").expect("takes over");
+            next.await.expect("no wrong bytes");
+            let root = fixture.scratch.join(format!("killed{round}/run"));
+            let next = FuseBackend::open(&root, Limits::default());
+            let (_, taken_down) = next.expect("takes over");
             let at = fixture.scratch.join(format!("killed{round}/mount"));
             assert_eq!(taken_down, std::slice::from_ref(&at));
             assert!(!at.join("odd").exists(), "still mounted");

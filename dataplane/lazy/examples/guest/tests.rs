@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use pantala_lazy::Backend;
 use pantala_lazy::backend::cachefiles::{CachefilesBackend, bind};
 use pantala_lazy::backend::fuse::FuseBackend;
+use pantala_lazy::faults::Limits;
 
 use rustix::process::{Pid, Signal};
 
@@ -103,8 +104,9 @@ fn block_on<F: Future>(future: F) -> F::Output {
 fn with_cachefiles<F: Future<Output = ()>>(test: impl FnOnce(Fixture<CachefilesBackend>) -> F) {
     block_on(async {
         let control = bind(&cache_dir()).expect("binds");
+        let backend = CachefilesBackend::new(control, &cache_dir(), Limits::default()).await;
         test(Fixture {
-            backend: Arc::new(CachefilesBackend::new(control, &cache_dir()).expect("serves")),
+            backend: Arc::new(backend.expect("serves")),
             image: image(),
             scratch: SCRATCH.into(),
         })
@@ -114,7 +116,8 @@ fn with_cachefiles<F: Future<Output = ()>>(test: impl FnOnce(Fixture<CachefilesB
 
 fn with_fuse<F: Future<Output = ()>>(test: impl FnOnce(Fixture<FuseBackend>) -> F) {
     block_on(async {
-        let (backend, _) = FuseBackend::open(Path::new("/run/fuse")).expect("a backend");
+        let (backend, _) =
+            FuseBackend::open(Path::new("/run/fuse"), Limits::default()).expect("a backend");
         test(Fixture {
             backend: Arc::new(backend),
             image: image(),
@@ -201,6 +204,9 @@ impl Worker {
     }
 }
 
+/// Then the readers may finish: in an emulated machine on a busy one they would hardly get on.
+const KILLS_MAX: u32 = 20;
+
 /// SIGKILL at seeded moments under load, with the descriptor kept: no read fails and none is wrong.
 fn killed_and_resumed() {
     let seed = seed();
@@ -216,7 +222,7 @@ fn killed_and_resumed() {
         let mut kills = 0;
         let wrong = std::thread::scope(|scope| {
             let reader = scope.spawn(|| read_all(&image, &at, seed ^ round, ALL_WAYS));
-            while !reader.is_finished() {
+            while !reader.is_finished() && kills < KILLS_MAX {
                 std::thread::sleep(Duration::from_millis(50 + dice.below(700)));
                 worker.kill();
                 std::thread::sleep(Duration::from_millis(dice.below(200)));
@@ -225,7 +231,7 @@ fn killed_and_resumed() {
             }
             reader.join().expect("the readers do not panic")
         });
-        println!("killed {kills} times while all files were read");
+        println!("killed {kills} times while files were read");
         assert!(wrong.is_empty(), "{wrong:#?}");
         assert!(kills > 1, "the daemon was hardly killed");
         rustix::mount::unmount(&at, rustix::mount::UnmountFlags::DETACH).expect("unmounts");

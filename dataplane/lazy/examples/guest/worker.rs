@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pantala_lazy::backend::cachefiles::{CachefilesBackend, NamedMount};
+use pantala_lazy::faults::Limits;
 use pantala_lazy::{Backend, Device, MountSpec};
 
 use crate::init::{IMAGE, SCRATCH};
@@ -36,8 +37,11 @@ fn serve(life: &str, at: &Path) -> io::Result<std::convert::Infallible> {
             at: at.to_owned(),
         };
         let cache = Path::new(SCRATCH).join("cache");
+        let limits = Limits::default();
         let _backend = if life == "new" {
-            let backend = CachefilesBackend::new(control, &cache).map_err(io::Error::other)?;
+            let backend = CachefilesBackend::new(control, &cache, limits)
+                .await
+                .map_err(io::Error::other)?;
             backend.mount(spec).await.map_err(io::Error::other)?;
             for mount in backend.mounts() {
                 println!("{}", mount.name);
@@ -46,7 +50,9 @@ fn serve(life: &str, at: &Path) -> io::Result<std::convert::Infallible> {
         } else {
             let name = life.to_owned();
             let mounts = vec![NamedMount { name, spec }];
-            CachefilesBackend::resume(control, &cache, mounts).map_err(io::Error::other)?
+            CachefilesBackend::resume(control, &cache, limits, mounts)
+                .await
+                .map_err(io::Error::other)?
         };
         std::future::pending().await
     })

@@ -30,8 +30,8 @@ pub struct LateDevice {
     pub origin_is_down: AtomicBool,
     /// Groups that were fetched.
     pub fetched: AtomicU64,
-    /// Fills that came with another urgency than a fault's.
-    pub not_urgent: AtomicU64,
+    /// Fills that came with a fault's urgency.
+    pub urgent: AtomicU64,
 }
 
 impl LateDevice {
@@ -55,7 +55,7 @@ impl LateDevice {
             delay,
             origin_is_down: AtomicBool::new(false),
             fetched: AtomicU64::new(0),
-            not_urgent: AtomicU64::new(0),
+            urgent: AtomicU64::new(0),
         })
     }
 
@@ -105,8 +105,8 @@ impl Device for LateDevice {
                     size_bytes: self.size_bytes,
                 });
             }
-            if urgency != Priority::Fault {
-                self.not_urgent.fetch_add(1, Ordering::Relaxed);
+            if urgency == Priority::Fault {
+                self.urgent.fetch_add(1, Ordering::Relaxed);
             }
             for group in range.start() / GROUP_BYTES..range.end().div_ceil(GROUP_BYTES) {
                 if self.present().contains(&group) {

@@ -29,10 +29,11 @@ use pantala_wire::{ByteRange, Priority};
 use rustix::fs::{Mode, OFlags};
 use tokio::task::JoinHandle;
 
-use self::serve::Server;
+use self::serve::{Served, Server};
 use super::erofs_mount::{detach, mount_erofs, mounts, refused};
 use super::{Backend, BackendKind, MountError, MountSpec};
 use crate::device::{Device, FillError};
+use crate::faults::{DeviceId, Limits};
 
 /// One mount by the name that the kernel has for it.
 #[derive(Clone)]
@@ -49,9 +50,14 @@ pub struct CachefilesBackend {
     serving: JoinHandle<()>,
 }
 
+struct Mount {
+    named: NamedMount,
+    devices: Vec<DeviceId>,
+}
+
 struct Inner {
     server: Arc<Server>,
-    mounts: Mutex<HashMap<PathBuf, NamedMount>>,
+    mounts: Mutex<HashMap<PathBuf, Mount>>,
 }
 
 /// Opens `/dev/cachefiles` and binds it to a cache in the folder `dir`, which must lie on a file system with user extended
@@ -84,19 +90,21 @@ pub fn bind(dir: &Path) -> Result<OwnedFd, MountError> {
 }
 
 impl CachefilesBackend {
-    /// Serves with a descriptor that [`bind`] has made for `dir`.
-    pub fn new(control: OwnedFd, dir: &Path) -> Result<Self, MountError> {
-        Self::with_mounts(control, dir, Vec::new())
+    /// Serves with a descriptor that [`bind`] has made for `dir`. `limits` bound what is fetched at once and ahead, over
+    /// all mounts.
+    pub async fn new(control: OwnedFd, dir: &Path, limits: Limits) -> Result<Self, MountError> {
+        Self::with_mounts(control, dir, limits, Vec::new()).await
     }
 
     /// Serves with the descriptor of a daemon that is gone. `mounts` are its mounts, which go on: the kernel asks again
     /// what it was not answered. What is not among them fails.
-    pub fn resume(
+    pub async fn resume(
         control: OwnedFd,
         dir: &Path,
+        limits: Limits,
         mounts: Vec<NamedMount>,
     ) -> Result<Self, MountError> {
-        let backend = Self::with_mounts(control, dir, mounts)?;
+        let backend = Self::with_mounts(control, dir, limits, mounts).await?;
         let server = &backend.inner.server;
         server
             .tell("restore")
@@ -104,19 +112,20 @@ impl CachefilesBackend {
         Ok(backend)
     }
 
-    fn with_mounts(
+    async fn with_mounts(
         control: OwnedFd,
         dir: &Path,
+        limits: Limits,
         mounts: Vec<NamedMount>,
     ) -> Result<Self, MountError> {
-        let server = Server::new(control, dir.to_owned())
+        let server = Server::new(control, dir.to_owned(), limits)
             .map_err(|error| refused("watch /dev/cachefiles", error))?;
         let inner = Arc::new(Inner {
             server: Arc::clone(&server),
             mounts: Mutex::default(),
         });
         for mount in mounts {
-            inner.add(mount)?;
+            inner.add(mount).await?;
         }
         let serving = tokio::spawn(server.serve());
         Ok(Self { inner, serving })
@@ -124,7 +133,8 @@ impl CachefilesBackend {
 
     /// The mounts, for whoever is to [`resume`](Self::resume) with them.
     pub fn mounts(&self) -> Vec<NamedMount> {
-        self.inner.mounts().values().cloned().collect()
+        let mounts = self.inner.mounts();
+        mounts.values().map(|mount| mount.named.clone()).collect()
     }
 }
 
@@ -139,35 +149,61 @@ fn device_name(mount: &str, index: usize) -> String {
 }
 
 impl Inner {
-    fn mounts(&self) -> MutexGuard<'_, HashMap<PathBuf, NamedMount>> {
+    fn mounts(&self) -> MutexGuard<'_, HashMap<PathBuf, Mount>> {
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// From now on the mount's metadata and devices are served.
-    fn add(&self, mount: NamedMount) -> Result<(), MountError> {
+    async fn add(&self, mount: NamedMount) -> Result<(), MountError> {
         let metadata = LocalFile::open(&mount.spec.metadata)
             .map_err(|error| refused(format!("open {}", mount.spec.metadata.display()), error))?;
-        let mut table = self.server.table();
-        let size_bytes = metadata.size_bytes();
-        table.add(mount.name.clone(), Arc::new(metadata), size_bytes);
-        for (index, device) in mount.spec.devices.iter().enumerate() {
-            let name = device_name(&mount.name, index);
-            table.add(name, Arc::clone(device), device.size_bytes());
+        let mut served = Vec::with_capacity(mount.spec.devices.len());
+        for device in &mount.spec.devices {
+            let added = self.server.filler.add(Arc::clone(device)).await;
+            let id = added.map_err(|error| refused("begin to fill a device", error))?;
+            served.push(Served {
+                device: Arc::clone(device),
+                id: Some(id),
+            });
         }
-        drop(table);
-        self.mounts().insert(mount.spec.at.clone(), mount);
+        let devices = served.iter().filter_map(|served| served.id).collect();
+        self.serve(&mount.name, metadata, served);
+        let at = mount.spec.at.clone();
+        let mount = Mount {
+            named: mount,
+            devices,
+        };
+        self.mounts().insert(at, mount);
         Ok(())
     }
 
+    fn serve(&self, name: &str, metadata: LocalFile, devices: Vec<Served>) {
+        let size_bytes = metadata.size_bytes();
+        let device: Arc<dyn Device> = Arc::new(metadata);
+        let mut table = self.server.table();
+        table.add(name, Served { device, id: None }, size_bytes);
+        for (index, served) in devices.into_iter().enumerate() {
+            let size_bytes = served.device.size_bytes();
+            table.add(device_name(name, index), served, size_bytes);
+        }
+    }
+
     /// From now on reads of the mount fail.
-    fn remove(&self, at: &Path) -> Option<NamedMount> {
-        let mount = self.mounts().remove(at)?;
+    async fn remove(&self, at: &Path) -> Option<NamedMount> {
+        let Mount { named, devices } = self.mounts().remove(at)?;
+        self.refuse(&named);
+        for device in devices {
+            self.server.filler.remove(device).await;
+        }
+        Some(named)
+    }
+
+    fn refuse(&self, mount: &NamedMount) {
         let mut table = self.server.table();
         table.remove(mount.name.as_bytes());
         for index in 0..mount.spec.devices.len() {
             table.remove(device_name(&mount.name, index).as_bytes());
         }
-        Some(mount)
     }
 
     async fn mount(self: Arc<Self>, spec: MountSpec) -> Result<(), MountError> {
@@ -181,26 +217,28 @@ impl Inner {
         self.add(NamedMount {
             name: name.clone(),
             spec,
-        })?;
+        })
+        .await?;
         let place = at.clone();
         // The kernel opens the files and reads the metadata, and waits for us as it does.
         let mounted = tokio::task::spawn_blocking(move || mount_named(&name, devices, &place))
             .await
             .unwrap_or_else(|error| Err(refused("mount EROFS", std::io::Error::other(error))));
         if mounted.is_err() {
-            self.remove(&at);
+            self.remove(&at).await;
         }
         mounted
     }
 
-    fn unmount(&self, at: &Path) -> Result<(), MountError> {
+    async fn unmount(self: Arc<Self>, at: PathBuf) -> Result<(), MountError> {
         // First of all reads fail, so that the kernel, when it closes the files, finds them unused.
         let mount = self
-            .remove(at)
-            .ok_or_else(|| MountError::NotMounted(at.to_owned()))?;
-        let detached = detach(at);
-        if detached.is_err() && is_mounted(at) {
-            self.add(mount)?;
+            .remove(&at)
+            .await
+            .ok_or_else(|| MountError::NotMounted(at.clone()))?;
+        let detached = detach(&at);
+        if detached.is_err() && is_mounted(&at) {
+            self.add(mount).await?;
         }
         detached
     }
@@ -285,8 +323,7 @@ impl Backend for CachefilesBackend {
     }
 
     fn unmount<'a>(&'a self, at: &'a Path) -> BoxFuture<'a, Result<(), MountError>> {
-        let (inner, at) = (Arc::clone(&self.inner), at.to_owned());
-        let task = tokio::task::spawn_blocking(move || inner.unmount(&at));
+        let task = tokio::spawn(Arc::clone(&self.inner).unmount(at.to_owned()));
         Box::pin(async move {
             task.await
                 .map_err(|error| refused("unmount", std::io::Error::other(error)))?

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pantala_wire::{ByteRange, Priority};
+use pantala_wire::ByteRange;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Semaphore;
 
@@ -22,6 +22,8 @@ use super::protocol::{self, BLOCK_BYTES, MESSAGE_BYTES_MAX, Message, Request};
 use super::table::{Read, Table};
 use crate::boundary::{REQUESTS, complete_read, take_descriptor, watch};
 use crate::device::Device;
+use crate::faults::{DeviceId, Limits};
+use crate::filler::Filler;
 
 /// Reads of all mounts that are under way at once. The others wait in the kernel, which keeps them for us.
 const READS_IN_FLIGHT_MAX: usize = 256;
@@ -34,26 +36,40 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
 type Descriptor = Arc<OwnedFd>;
 
+/// What is behind a name.
+#[derive(Clone)]
+pub(super) struct Served {
+    pub(super) device: Arc<dyn Device>,
+    /// What the filler has for it; `None` for what is wholly local.
+    pub(super) id: Option<DeviceId>,
+}
+
 /// What serves all mounts of a node.
 pub(super) struct Server {
     kernel: AsyncFd<OwnedFd>,
-    table: Mutex<Table<Arc<dyn Device>, Descriptor>>,
+    table: Mutex<Table<Served, Descriptor>>,
+    pub(super) filler: Filler,
     copies: Semaphore,
     cache_dir: PathBuf,
 }
 
 impl Server {
     /// Must be called in a runtime.
-    pub(super) fn new(kernel: OwnedFd, cache_dir: PathBuf) -> io::Result<Arc<Self>> {
+    pub(super) fn new(
+        kernel: OwnedFd,
+        cache_dir: PathBuf,
+        limits: Limits,
+    ) -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             kernel: watch(kernel)?,
             table: Mutex::new(Table::new()),
+            filler: Filler::start(limits),
             copies: Semaphore::new(COPIES_MAX),
             cache_dir,
         }))
     }
 
-    pub(super) fn table(&self) -> MutexGuard<'_, Table<Arc<dyn Device>, Descriptor>> {
+    pub(super) fn table(&self) -> MutexGuard<'_, Table<Served, Descriptor>> {
         // Nothing panics while it is held.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -141,8 +157,8 @@ impl Server {
         }
     }
 
-    async fn read(&self, id: u32, read: Read<Arc<dyn Device>, Descriptor>) {
-        let (device, descriptor, first, end) = match read {
+    async fn read(&self, id: u32, read: Read<Served, Descriptor>) {
+        let (Served { device, id: known }, descriptor, first, end) = match read {
             Read::Serve {
                 device,
                 descriptor,
@@ -162,8 +178,10 @@ impl Server {
             let Some(range) = ByteRange::new(at, next) else {
                 return;
             };
-            if let Err(error) = device.fill(range, Priority::Fault).await {
-                tracing::warn!(%error, device = %device.path().display(), ?range, "a read of a lazy image fails");
+            if let Some(known) = known
+                && !device.is_complete()
+                && !self.filler.fill(known, range).await
+            {
                 return;
             }
             let Ok(_place) = self.copies.acquire().await else {

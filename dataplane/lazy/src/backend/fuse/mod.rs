@@ -24,9 +24,12 @@ use rustix::mount::MountFlags;
 use tokio::task::JoinHandle;
 
 use self::records::{Record, Records};
-use self::session::Session;
+use self::session::{Served, Session};
 use super::erofs_mount::{VALUE_BYTES_MAX, detach, mount_erofs, refused};
 use super::{Backend, BackendKind, MountError, MountSpec};
+use crate::device::Device;
+use crate::faults::{DeviceId, Limits};
+use crate::filler::Filler;
 
 /// How long an unmount waits for its session to see that it is over. The kernel says so at once; past this something is
 /// wrong with the runtime, and the session is cut off.
@@ -39,23 +42,27 @@ pub struct FuseBackend {
 
 struct Inner {
     records: Records,
+    filler: Filler,
     next_number: AtomicU64,
-    mounts: Mutex<HashMap<PathBuf, Served>>,
+    mounts: Mutex<HashMap<PathBuf, Mount>>,
 }
 
 /// One mount and the session beneath it.
-struct Served {
+struct Mount {
     record: Record,
+    devices: Vec<DeviceId>,
     session: JoinHandle<()>,
 }
 
 impl FuseBackend {
     /// A backend that keeps its records in the folder `root`, which one process at a time may have. Mounts that a dead
     /// process has left there are taken down; their paths are returned, so that they can be reported.
-    pub fn open(root: &Path) -> Result<(Self, Vec<PathBuf>), MountError> {
+    /// `limits` bound what is fetched at once and ahead, over all mounts.
+    pub fn open(root: &Path, limits: Limits) -> Result<(Self, Vec<PathBuf>), MountError> {
         let (records, taken_down) = Records::open(root)?;
         let inner = Arc::new(Inner {
             records,
+            filler: Filler::start(limits),
             next_number: AtomicU64::new(0),
             mounts: Mutex::default(),
         });
@@ -64,17 +71,33 @@ impl FuseBackend {
 }
 
 impl Inner {
-    fn mounts(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, Served>> {
+    fn mounts(&self) -> std::sync::MutexGuard<'_, HashMap<PathBuf, Mount>> {
         // Nothing panics while it is held, and a map is whole at any time.
         self.mounts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn mount(self: Arc<Self>, spec: MountSpec) -> Result<(), MountError> {
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        if self.mounts().contains_key(&spec.at) {
+            let taken = std::io::Error::from(std::io::ErrorKind::AlreadyExists);
+            return Err(refused(
+                format!("mount on {} twice", spec.at.display()),
+                taken,
+            ));
+        }
         let record = self.records.note(number, &spec.at, &spec.metadata)?;
-        let session = match serve(&record, &spec) {
+        let served = match self.add(&spec.devices).await {
+            Ok(served) => served,
+            Err(error) => {
+                give_up(&record);
+                return Err(error);
+            }
+        };
+        let devices: Vec<DeviceId> = served.iter().map(|served| served.id).collect();
+        let session = match serve(&record, &spec.at, served, self.filler.clone()) {
             Ok(session) => session,
             Err(error) => {
+                self.remove(devices).await;
                 give_up(&record);
                 return Err(error);
             }
@@ -85,12 +108,18 @@ impl Inner {
         let mounted = tokio::task::spawn_blocking(move || mount_over(&folder, &spec)).await;
         match mounted {
             Ok(Ok(())) => {
-                self.mounts().insert(at, Served { record, session });
+                let mount = Mount {
+                    record,
+                    devices,
+                    session,
+                };
+                self.mounts().insert(at, mount);
                 Ok(())
             }
             other => {
                 let ended = record.unmount_devices();
                 session.abort();
+                self.remove(devices).await;
                 give_up(&record);
                 ended?;
                 other.map_err(|error| refused("mount EROFS", std::io::Error::other(error)))?
@@ -98,21 +127,40 @@ impl Inner {
         }
     }
 
+    /// Has the filler know the devices.
+    async fn add(&self, devices: &[Arc<dyn Device>]) -> Result<Vec<Served>, MountError> {
+        let mut served = Vec::with_capacity(devices.len());
+        for device in devices {
+            let device = Arc::clone(device);
+            let added = self.filler.add(Arc::clone(&device)).await;
+            let id = added.map_err(|error| refused("begin to fill a device", error))?;
+            served.push(Served { device, id });
+        }
+        Ok(served)
+    }
+
+    async fn remove(&self, devices: Vec<DeviceId>) {
+        for device in devices {
+            self.filler.remove(device).await;
+        }
+    }
+
     async fn unmount(self: Arc<Self>, at: PathBuf) -> Result<(), MountError> {
-        let Some(mut served) = self.mounts().remove(&at) else {
+        let Some(mut mount) = self.mounts().remove(&at) else {
             return Err(MountError::NotMounted(at));
         };
         // Both are tried, whatever comes of the other: what still lives must not be left to serve nobody.
         let detached = detach(&at);
-        let ended = served.record.unmount_devices();
-        if tokio::time::timeout(SESSION_END_MAX, &mut served.session)
+        let ended = mount.record.unmount_devices();
+        if tokio::time::timeout(SESSION_END_MAX, &mut mount.session)
             .await
             .is_err()
         {
             tracing::error!(at = %at.display(), "a FUSE session does not end; it is cut off");
-            served.session.abort();
+            mount.session.abort();
         }
-        detached.and(ended).and_then(|()| served.record.forget())
+        self.remove(mount.devices).await;
+        detached.and(ended).and_then(|()| mount.record.forget())
     }
 }
 
@@ -124,7 +172,12 @@ fn give_up(record: &Record) {
 }
 
 /// Mounts the devices' file system and begins to serve it.
-fn serve(record: &Record, spec: &MountSpec) -> Result<JoinHandle<()>, MountError> {
+fn serve(
+    record: &Record,
+    at: &Path,
+    devices: Vec<Served>,
+    filler: Filler,
+) -> Result<JoinHandle<()>, MountError> {
     let kernel = rustix::fs::open(
         "/dev/fuse",
         OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK,
@@ -147,14 +200,14 @@ fn serve(record: &Record, spec: &MountSpec) -> Result<JoinHandle<()>, MountError
         options.as_c_str(),
     )
     .map_err(|errno| refused(format!("mount FUSE on {}", folder.display()), errno))?;
-    let session = match Session::new(kernel, spec.devices.clone()) {
+    let session = match Session::new(kernel, devices, filler) {
         Ok(session) => session,
         Err(error) => {
             record.unmount_devices()?;
             return Err(refused("watch /dev/fuse", error));
         }
     };
-    let at = spec.at.clone();
+    let at = at.to_owned();
     Ok(tokio::spawn(async move {
         if let Err(error) = session.serve().await {
             tracing::error!(%error, at = %at.display(), "a FUSE session broke off: reads of its mount fail");

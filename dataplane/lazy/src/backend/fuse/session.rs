@@ -8,7 +8,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use pantala_wire::{ByteRange, Priority};
+use pantala_wire::ByteRange;
 use rustix::io::{Errno, ReadWriteFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Semaphore;
@@ -16,6 +16,8 @@ use tokio::sync::Semaphore;
 use super::protocol::{self, ProtocolError, Request, Step, errno};
 use crate::boundary::{REQUESTS, watch};
 use crate::device::Device;
+use crate::faults::DeviceId;
+use crate::filler::Filler;
 
 /// Reads of one mount that are under way at once. The others wait in the kernel, which keeps them for us. A fault takes
 /// about a round trip to a peer, so this many keep a fast network busy with requests of 128 KiB.
@@ -24,21 +26,38 @@ const READS_IN_FLIGHT_MAX: u16 = 128;
 /// cores would only hold more memory.
 const COPIES_MAX: usize = 8;
 
+/// One file.
+#[derive(Clone)]
+pub(super) struct Served {
+    pub(super) device: Arc<dyn Device>,
+    /// What the filler has for it.
+    pub(super) id: DeviceId,
+}
+
 /// What a session serves.
 pub(super) struct Session {
     kernel: AsyncFd<OwnedFd>,
-    devices: Vec<Arc<dyn Device>>,
+    devices: Vec<Served>,
+    filler: Filler,
     sizes: Vec<u64>,
     copies: Semaphore,
 }
 
 impl Session {
     /// A session over `/dev/fuse`, opened without blocking and already mounted. Must be called in a runtime.
-    pub(super) fn new(kernel: OwnedFd, devices: Vec<Arc<dyn Device>>) -> io::Result<Arc<Self>> {
-        let sizes = devices.iter().map(|device| device.size_bytes()).collect();
+    pub(super) fn new(
+        kernel: OwnedFd,
+        devices: Vec<Served>,
+        filler: Filler,
+    ) -> io::Result<Arc<Self>> {
+        let sizes = devices
+            .iter()
+            .map(|served| served.device.size_bytes())
+            .collect();
         Ok(Arc::new(Self {
             kernel: watch(kernel)?,
             devices,
+            filler,
             sizes,
             copies: Semaphore::new(COPIES_MAX),
         }))
@@ -89,9 +108,9 @@ impl Session {
                         unique,
                         given: false,
                     };
-                    let device = Arc::clone(&self.devices[device]);
+                    let served = self.devices[device].clone();
                     tokio::spawn(async move {
-                        answer.read(device, offset, size_bytes).await;
+                        answer.read(served, offset, size_bytes).await;
                         drop(place);
                     });
                 }
@@ -134,12 +153,13 @@ struct Answer {
 }
 
 impl Answer {
-    async fn read(self, device: Arc<dyn Device>, offset: u64, size_bytes: u32) {
+    async fn read(self, served: Served, offset: u64, size_bytes: u32) {
+        let Served { device, id } = served;
         let Some(range) = ByteRange::new(offset, offset + u64::from(size_bytes)) else {
             return;
         };
-        if let Err(error) = device.fill(range, Priority::Fault).await {
-            tracing::warn!(%error, device = %device.path().display(), ?range, "a read of a lazy image fails");
+        // A device that is complete has nothing to wait for.
+        if !device.is_complete() && !self.session.filler.fill(id, range).await {
             return;
         }
         let session = Arc::clone(&self.session);
