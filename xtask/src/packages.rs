@@ -46,6 +46,24 @@ pub(crate) const TESTS: &[Needed] = &[
 pub(crate) const FUZZ: &[Needed] = &[needed("c++", "g++")];
 /// What the benchmarks need besides.
 pub(crate) const PERF: &[Needed] = &[needed("nginx", "nginx-light"), needed("curl", "curl")];
+/// What the tests of lazy mounts need: an image.
+pub(crate) const MOUNTS: &[Needed] = &[needed("mkfs.erofs", "erofs-utils")];
+/// What the tests in the emulated machine need besides.
+pub(crate) const GUEST: &[Needed] = &[
+    needed("qemu-system-x86_64", "qemu-system-x86"),
+    needed("mkfs.ext4", "e2fsprogs"),
+];
+/// What building the emulated machine's kernel needs, but for its source and libelf, which are no programs.
+pub(crate) const GUEST_KERNEL: &[Needed] = &[
+    needed("cc", "gcc"),
+    needed("make", "make"),
+    needed("flex", "flex"),
+    needed("bison", "bison"),
+    needed("bc", "bc"),
+    needed("tar", "tar"),
+    needed("xz", "xz-utils"),
+    needed("perl", "perl-base"),
+];
 /// What `perf profile` needs.
 pub(crate) const PROFILE: &[Needed] = &[needed("perf", "linux-perf")];
 /// What `perf transfer` needs.
@@ -77,13 +95,6 @@ pub(crate) fn ensure(lists: &[&[Needed]]) -> Result<()> {
     missing.sort_by_key(|needed| needed.package);
     missing.dedup_by_key(|needed| needed.package);
     let packages: Vec<&str> = missing.iter().map(|needed| needed.package).collect();
-    let line = format!(
-        "apt-get install -y --no-install-recommends {}",
-        packages.join(" ")
-    );
-    if !is_root() {
-        bail!("programs are missing; as root, run:\n\n    {line}\n");
-    }
     if !is_installed("apt-get") {
         let programs: Vec<&str> = missing.iter().map(|needed| needed.program).collect();
         bail!(
@@ -91,21 +102,39 @@ pub(crate) fn ensure(lists: &[&[Needed]]) -> Result<()> {
             programs.join(", ")
         );
     }
+    install(&packages)
+}
+
+/// Runs a program that must succeed; what it says is shown if it does not.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let output = command
+        .output()
+        .with_context(|| format!("starting {command:?}"))?;
+    if !output.status.success() {
+        bail!(
+            "{command:?}: {}\n{}{}",
+            output.status,
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(())
+}
+
+/// Installs Debian packages as root, else says how.
+pub(crate) fn install(packages: &[&str]) -> Result<()> {
+    let line = format!(
+        "apt-get install -y --no-install-recommends {}",
+        packages.join(" ")
+    );
+    if !is_root() {
+        bail!("programs are missing; as root, run:\n\n    {line}\n");
+    }
     println!("installing what is missing: {line}");
-    if !apt(&[
-        &["install", "-y", "--no-install-recommends"],
-        packages.as_slice(),
-    ]
-    .concat())?
-    {
+    if !apt(&[&["install", "-y", "--no-install-recommends"], packages].concat())? {
         // A fresh machine has no lists of packages yet.
         apt(&["update"])?;
-        if !apt(&[
-            &["install", "-y", "--no-install-recommends"],
-            packages.as_slice(),
-        ]
-        .concat())?
-        {
+        if !apt(&[&["install", "-y", "--no-install-recommends"], packages].concat())? {
             bail!("apt-get could not install the packages; run it by hand:\n\n    {line}\n");
         }
     }

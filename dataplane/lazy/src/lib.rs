@@ -10,8 +10,10 @@
 #![deny(unsafe_code)]
 
 pub mod backend;
+mod boundary;
 pub mod device;
 pub mod faults;
+mod filler;
 
 pub use backend::{Backend, BackendKind, MountError, MountSpec};
 pub use device::{Device, FillError};

@@ -71,6 +71,10 @@ const STEPS: &[Step] = &[
         run: fuzz::briefly,
     },
     Step {
+        name: "kernel",
+        run: crate::kernel::step,
+    },
+    Step {
         name: "end-to-end",
         run: steps::end_to_end,
     },

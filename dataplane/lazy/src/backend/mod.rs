@@ -1,7 +1,10 @@
 //! The kernel's ways to learn that bytes are touched which are not here yet.
 
+pub mod cachefiles;
 pub mod erofs;
+pub mod erofs_mount;
 pub mod fanotify;
+pub mod fuse;
 
 use std::path::PathBuf;
 use std::sync::Arc;
