@@ -11,3 +11,4 @@ pub mod daemon;
 pub mod engine;
 pub mod metrics;
 pub mod peer;
+mod snapshots;

@@ -11,7 +11,7 @@ use super::document::fields_of;
 type Fields = fn() -> &'static [&'static str];
 
 /// Each table of the file with the struct that reads it.
-pub(super) const SECTIONS: [(&str, Fields); 10] = [
+pub(super) const SECTIONS: [(&str, Fields); 11] = [
     ("", fields_of::<Raw>),
     ("mirror", fields_of::<RawMirror>),
     ("registries.*", fields_of::<RawRegistry>),
@@ -20,6 +20,7 @@ pub(super) const SECTIONS: [(&str, Fields); 10] = [
     ("control", fields_of::<RawControl>),
     ("store", fields_of::<RawStore>),
     ("source", fields_of::<RawSource>),
+    ("snapshotter", fields_of::<RawSnapshotter>),
     ("labels", fields_of::<RawLabels>),
     ("log", fields_of::<RawLog>),
 ];
@@ -43,6 +44,7 @@ pub(super) struct Raw {
     pub(super) control: RawControl,
     pub(super) store: RawStore,
     pub(super) source: RawSource,
+    pub(super) snapshotter: RawSnapshotter,
     pub(super) labels: RawLabels,
     pub(super) log: RawLog,
 }
@@ -175,6 +177,24 @@ impl Default for RawSource {
             stall_timeout_ms: 10_000,
             retries_max: 4,
             connections_per_host_max: 16,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawSnapshotter {
+    pub(super) listen: String,
+    pub(super) root: String,
+    pub(super) containerd: String,
+}
+
+impl Default for RawSnapshotter {
+    fn default() -> Self {
+        Self {
+            listen: String::new(),
+            root: String::new(),
+            containerd: "/run/containerd/containerd.sock".into(),
         }
     }
 }

@@ -22,6 +22,7 @@ use crate::control_link::ControlLink;
 use crate::engine::{Board, SHUTDOWN_GRACE, Shared};
 use crate::metrics::Metrics;
 use crate::peer::{Peers, Server};
+use crate::snapshots::Snapshots;
 
 /// The pause between two attempts to join a control that does not answer yet.
 const JOIN_RETRY: Duration = Duration::from_secs(2);
@@ -32,6 +33,7 @@ pub(super) struct Node {
     mirror: Mirror<NodeBackend>,
     admin: Admin,
     control: Option<ControlServer>,
+    snapshots: Option<Snapshots>,
 }
 
 impl Node {
@@ -91,6 +93,7 @@ impl Node {
             control_embedded: control.is_some(),
             store_limit_bytes,
         };
+        let snapshots = Snapshots::start(config.snapshotter.as_ref()).await?;
         let admin = Admin::bind(config.admin.listen, Arc::clone(&shared), about).await?;
         tracing::info!(
             mirror = %mirror.local_addr(),
@@ -104,6 +107,7 @@ impl Node {
             mirror,
             admin,
             control,
+            snapshots,
         })
     }
 
@@ -120,6 +124,9 @@ impl Node {
             ended = &mut mirror => bail!("the mirror ended by itself: {ended:?}"),
         }
         drop(stopping);
+        if let Some(snapshots) = self.snapshots {
+            snapshots.stop().await;
+        }
         if tokio::time::timeout(SHUTDOWN_GRACE, mirror).await.is_err() {
             tracing::info!("requests under way are cut");
         }
