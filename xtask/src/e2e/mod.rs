@@ -6,6 +6,7 @@ mod crash;
 mod mirror;
 mod peer_faults;
 mod private;
+mod snapshotter;
 mod source_faults;
 mod stage;
 mod swarm;
@@ -94,6 +95,7 @@ fn all() -> Vec<Test> {
     tests.extend(source_faults::tests());
     tests.extend(peer_faults::tests());
     tests.extend(crash::tests());
+    tests.extend(snapshotter::tests());
     tests
 }
 

@@ -81,6 +81,7 @@ impl NodeSpec {
             ),
             ("store", String::new()),
             ("source", String::new()),
+            ("snapshotter", String::new()),
             ("log", "filter = \"info\"\n".to_owned()),
         ];
         let mut registry = format!(
