@@ -41,6 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["pantala-wire", "pantala-swarm", "pantala-uring"],
     ),
     ("pantala-control", &["pantala-wire"]),
+    ("pantala-snapshotter", &["pantala-lazy", "pantala-wire"]),
     (
         "pantala-node",
         &[
@@ -48,6 +49,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "pantala-lazy",
             "pantala-mirror",
             "pantala-quic",
+            "pantala-snapshotter",
             "pantala-source",
             "pantala-store",
             "pantala-swarm",
@@ -248,9 +250,9 @@ fn cores_depend_on_no_runtime_and_read_no_clock() {
                 }
             }
         }
-        // Control's core is a module, not a crate.
+        // These cores are modules, not crates.
         let source = match member.name.as_str() {
-            "pantala-control" => member.dir.join("src/core"),
+            "pantala-control" | "pantala-snapshotter" => member.dir.join("src/core"),
             _ if is_core => member.dir.join("src"),
             _ => continue,
         };

@@ -10,6 +10,7 @@ mod error;
 mod rate;
 mod raw;
 mod size;
+mod snapshotter;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use url::Url;
 pub use document::known_keys;
 pub use error::ConfigError;
 pub use size::{ByteSize, StoreLimit};
+pub use snapshotter::Snapshotter;
 
 /// Read where no `--config` is given; it need not exist.
 pub const DEFAULT_PATH: &str = "/etc/pantala/pantala.toml";
@@ -47,6 +49,8 @@ pub struct Config {
     pub source: Source,
     /// Images mounted before their data has arrived.
     pub lazy: Lazy,
+    /// The snapshotter for containerd; off where absent.
+    pub snapshotter: Option<Snapshotter>,
     /// Where this node stands, for the choice of near parents.
     pub labels: Labels,
     /// What is logged, and how.

@@ -12,3 +12,4 @@ pub mod engine;
 pub mod lazy;
 pub mod metrics;
 pub mod peer;
+mod snapshots;

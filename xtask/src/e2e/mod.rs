@@ -7,6 +7,7 @@ mod lazy;
 mod mirror;
 mod peer_faults;
 mod private;
+mod snapshotter;
 mod source_faults;
 mod stage;
 mod swarm;
@@ -96,6 +97,7 @@ fn all() -> Vec<Test> {
     tests.extend(peer_faults::tests());
     tests.extend(crash::tests());
     tests.extend(lazy::tests());
+    tests.extend(snapshotter::tests());
     tests
 }
 

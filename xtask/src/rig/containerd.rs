@@ -17,6 +17,9 @@ const CTR_MAX: Duration = Duration::from_secs(60);
 /// The registry's name in image references: `?ns=` of every request.
 pub(crate) const REGISTRY_NAME: &str = "registry.test:5000";
 
+/// What a snapshotter of ours is called.
+pub(crate) const SNAPSHOTTER: &str = "pantala";
+
 /// Where a pull goes.
 #[derive(Debug, Clone)]
 pub(crate) struct Route {
@@ -42,6 +45,12 @@ pub(crate) struct Containerd {
 impl Containerd {
     /// Starts containerd on `machine`. Needs root.
     pub(crate) async fn start(machine: &Machine) -> Result<Self> {
+        Self::start_with(machine, None).await
+    }
+
+    /// The same with a snapshotter that listens on the socket `snapshotter`, by the name of
+    /// [`SNAPSHOTTER`].
+    pub(crate) async fn start_with(machine: &Machine, snapshotter: Option<&Path>) -> Result<Self> {
         let root = machine.dir().join("containerd");
         // In the rig's private /run: the paths of sockets are short there.
         let run = Path::new("/run").join(machine.address().to_string());
@@ -49,8 +58,11 @@ impl Containerd {
         fs::create_dir_all(&root)?;
         let socket = run.join("c.sock");
         let config = machine.dir().join("containerd.toml");
+        let plugin = snapshotter.map_or_else(String::new, |socket| {
+            format!("[proxy_plugins.{SNAPSHOTTER}]\ntype = \"snapshot\"\naddress = {socket:?}\n")
+        });
         let text = format!(
-            "version = 2\nroot = {root:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n[grpc]\naddress = {socket:?}\n",
+            "version = 2\nroot = {root:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n[grpc]\naddress = {socket:?}\n{plugin}",
             run.join("state")
         );
         fs::write(&config, text)?;
@@ -91,9 +103,21 @@ impl Containerd {
         route: &Route,
         limit: Duration,
     ) -> Result<Finished> {
+        self.pull_into("overlayfs", name, route, limit).await
+    }
+
+    /// The same, unpacked by another snapshotter.
+    pub(crate) async fn pull_into(
+        &self,
+        snapshotter: &str,
+        name: &str,
+        route: &Route,
+        limit: Duration,
+    ) -> Result<Finished> {
         let hosts = self.write_hosts(route)?;
         let mut command = self.ctr();
-        command.args(["images", "pull", "--hosts-dir"]).arg(hosts);
+        command.args(["images", "pull", "--snapshotter", snapshotter]);
+        command.arg("--hosts-dir").arg(hosts);
         if let Some(login) = &route.login {
             command.args(["--user", login]);
         }
@@ -111,6 +135,14 @@ impl Containerd {
             bail!("the container printed {:?}, not {word:?}", finished.output);
         }
         Ok(())
+    }
+
+    /// `ctr` with these arguments, which must succeed; what it printed.
+    pub(crate) async fn call(&self, arguments: &[&str]) -> Result<String> {
+        let mut command = self.ctr();
+        command.args(arguments);
+        let what = format!("ctr {}", arguments.join(" "));
+        Ok(run_to_end(command, CTR_MAX).await?.ok(&what)?.output)
     }
 
     /// Checks that the content store holds the image as it was pushed, byte by byte.

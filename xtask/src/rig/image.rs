@@ -130,6 +130,23 @@ impl Image {
         Self::write_index(dir, config, layers, &described, false)
     }
 
+    /// An image of these layers, tars as they are.
+    pub(crate) fn of_tars(dir: &Path, tars: &[Vec<u8>]) -> Result<Self> {
+        let blobs = dir.join("blobs/sha256");
+        fs::create_dir_all(&blobs)?;
+        let layers = tars.iter().map(|tar| {
+            let hex = hex::encode(Sha256::digest(tar));
+            fs::write(blobs.join(&hex), tar)?;
+            Ok(BlobFile {
+                digest: format!("sha256:{hex}"),
+                bytes: tar.len() as u64,
+            })
+        });
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        let diff_ids: Vec<String> = layers.iter().map(|layer| layer.digest.clone()).collect();
+        Self::assemble(dir, layers, &diff_ids, false)
+    }
+
     /// Writes configuration, manifest and index for layers that are there.
     fn assemble(
         dir: &Path,

@@ -82,6 +82,7 @@ impl NodeSpec {
             ("store", String::new()),
             ("source", String::new()),
             ("lazy", String::new()),
+            ("snapshotter", String::new()),
             ("log", "filter = \"info\"\n".to_owned()),
         ];
         let mut registry = format!(

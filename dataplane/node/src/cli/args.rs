@@ -206,7 +206,7 @@ pub struct SetupArgs {
 /// Which runtime to set up.
 #[derive(Debug, Subcommand)]
 pub enum Runtime {
-    /// Write certs.d/HOST/hosts.toml for containerd
+    /// Write certs.d/HOST/hosts.toml for containerd, or tell it of the snapshotter
     Containerd(ContainerdArgs),
 }
 
@@ -219,30 +219,35 @@ Examples:
   pantala setup containerd --registry r.test:5000=http://10.0.0.5:5000
   pantala setup containerd --all --dry-run                only show the changes
   pantala setup containerd --undo                         take everything back
+  pantala setup containerd --snapshotter                  tell containerd of the node's snapshotter
+  pantala setup containerd --snapshotter --undo           and take that back
 
 The changes are shown first and made after a yes. containerd reads these files at each pull and needs
 no restart for them. It asks the node first and goes to the registry itself if the node is down.")]
 pub struct ContainerdArgs {
     /// Registry to pull through the node, as in image names; with =URL if it is not at https://HOST
-    #[arg(long, value_name = "HOST[=URL]", required_unless_present_any = ["all", "undo"])]
+    #[arg(long, value_name = "HOST[=URL]", required_unless_present_any = ["all", "undo", "snapshotter"])]
     pub registry: Vec<String>,
     /// All registries that have no file of their own (certs.d/_default)
     #[arg(long)]
     pub all: bool,
+    /// Name the node's snapshotter in containerd's own configuration
+    #[arg(long, conflicts_with_all = ["registry", "all"])]
+    pub snapshotter: bool,
     /// Where containerd looks for hosts.toml files
     #[arg(long, value_name = "DIR", default_value = "/etc/containerd/certs.d")]
     pub certs_dir: PathBuf,
     /// Address of the node's mirror
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:65001")]
     pub mirror: String,
-    /// containerd's own configuration, to check that it reads the directory
+    /// containerd's own configuration: checked that it reads the directory, or changed for the snapshotter
     #[arg(
         long,
         value_name = "FILE",
         default_value = "/etc/containerd/config.toml"
     )]
     pub containerd_config: PathBuf,
-    /// The node's configuration, to check that it serves these registries
+    /// The node's configuration, to check that it serves these registries or has a snapshotter
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Restore the files as they were before the setup
@@ -252,7 +257,7 @@ pub struct ContainerdArgs {
     #[arg(long, short)]
     pub yes: bool,
     /// Show the changes and make none
-    #[arg(long)]
+    #[arg(long, alias = "print")]
     pub dry_run: bool,
 }
 

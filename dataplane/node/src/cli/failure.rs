@@ -40,6 +40,13 @@ impl Failure {
         Self::new("")
     }
 
+    /// With what was being done in front.
+    #[must_use]
+    pub(super) fn prefixed(mut self, doing: &str) -> Self {
+        self.message = format!("{doing}: {}", self.message);
+        self
+    }
+
     /// With what to do about it.
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {

@@ -29,9 +29,11 @@ const ADDRESS_HINT: &str = "write an IP address and a port, such as \"127.0.0.1:
 
 impl Raw {
     pub(super) fn check(self, file: &Document<'_>) -> Result<Config, ConfigError> {
+        let data_dir =
+            absolute(file, &["data_dir"], &self.data_dir)?.unwrap_or_else(super::default_data_dir);
         Ok(Config {
-            data_dir: absolute(file, &["data_dir"], &self.data_dir)?
-                .unwrap_or_else(super::default_data_dir),
+            snapshotter: self.snapshotter.check(file, &data_dir)?,
+            data_dir,
             mirror: self.mirror.check(file)?,
             registries: self
                 .registries
@@ -353,7 +355,7 @@ fn join_address(file: &Document<'_>, text: &str) -> Result<Option<String>, Confi
 }
 
 /// Paths must not depend on where the daemon happens to be started.
-fn absolute(
+pub(super) fn absolute(
     file: &Document<'_>,
     path: &[&str],
     text: &str,

@@ -21,6 +21,7 @@ pub(super) const SECTIONS: [(&str, Fields); 11] = [
     ("store", fields_of::<RawStore>),
     ("source", fields_of::<RawSource>),
     ("lazy", fields_of::<RawLazy>),
+    ("snapshotter", fields_of::<RawSnapshotter>),
     ("labels", fields_of::<RawLabels>),
     ("log", fields_of::<RawLog>),
 ];
@@ -45,6 +46,7 @@ pub(super) struct Raw {
     pub(super) store: RawStore,
     pub(super) source: RawSource,
     pub(super) lazy: RawLazy,
+    pub(super) snapshotter: RawSnapshotter,
     pub(super) labels: RawLabels,
     pub(super) log: RawLog,
 }
@@ -196,6 +198,24 @@ impl Default for RawLazy {
             // Longer than a source takes to be given up, shorter than a kernel's patience with a task.
             fill_timeout_ms: 60_000,
             supervisor: String::new(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawSnapshotter {
+    pub(super) listen: String,
+    pub(super) root: String,
+    pub(super) containerd: String,
+}
+
+impl Default for RawSnapshotter {
+    fn default() -> Self {
+        Self {
+            listen: String::new(),
+            root: String::new(),
+            containerd: "/run/containerd/containerd.sock".into(),
         }
     }
 }

@@ -25,6 +25,7 @@ use crate::lazy::adopt::{Before, default_supervisor};
 use crate::lazy::operator::Operator;
 use crate::metrics::Metrics;
 use crate::peer::{Peers, Server};
+use crate::snapshots::Snapshots;
 
 /// The pause between two attempts to join a control that does not answer yet.
 const JOIN_RETRY: Duration = Duration::from_secs(2);
@@ -36,6 +37,7 @@ pub(super) struct Node {
     admin: Admin,
     operator: Operator,
     control: Option<ControlServer>,
+    snapshots: Option<Snapshots>,
 }
 
 impl Node {
@@ -105,6 +107,7 @@ impl Node {
         };
         let operator = Operator::bind(Arc::clone(&lazy))?;
         let admin = Admin::bind(config.admin.listen, Arc::clone(&shared), lazy, about).await?;
+        let snapshots = Snapshots::start(config.snapshotter.as_ref()).await?;
         tracing::info!(
             mirror = %mirror.local_addr(),
             admin = %admin.local_addr()?,
@@ -118,6 +121,7 @@ impl Node {
             admin,
             operator,
             control,
+            snapshots,
         })
     }
 
@@ -135,6 +139,9 @@ impl Node {
             ended = &mut mirror => bail!("the mirror ended by itself: {ended:?}"),
         }
         drop(stopping);
+        if let Some(snapshots) = self.snapshots {
+            snapshots.stop().await;
+        }
         if tokio::time::timeout(SHUTDOWN_GRACE, mirror).await.is_err() {
             tracing::info!("requests under way are cut");
         }

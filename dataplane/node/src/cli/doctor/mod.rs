@@ -7,6 +7,7 @@
 mod checks;
 mod facts;
 mod ports;
+mod snapshotter;
 
 use std::fmt::Write as _;
 
@@ -85,6 +86,7 @@ pub(super) fn run(args: &DoctorArgs) -> Result<(), Failure> {
     report.extend(checks::all(&facts, &config));
     report.extend(super::runtime()?.block_on(ports::check(&config)));
     report.push(checks::containerd(&facts, &args.containerd_config));
+    report.extend(snapshotter::check(&config, &args.containerd_config));
     if args.json {
         say(&json(&report)?)?;
     } else {

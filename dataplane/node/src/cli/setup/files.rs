@@ -137,7 +137,7 @@ fn refused(path: &Path, mirror: &str, error: &MergeError) -> Failure {
     }
 }
 
-fn read(path: &Path) -> Result<Option<String>, Failure> {
+pub(super) fn read(path: &Path) -> Result<Option<String>, Failure> {
     match std::fs::metadata(path) {
         Ok(meta) if meta.len() > FILE_MAX_BYTES => {
             return Err(Failure::new(format!(
@@ -155,7 +155,7 @@ fn read(path: &Path) -> Result<Option<String>, Failure> {
     }
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Failure> {
+pub(super) fn write(path: &Path, text: &str) -> Result<(), Failure> {
     let fail = |e: std::io::Error| about_file("write", path, &e);
     // A link stays a link: what it points to is replaced.
     let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
@@ -171,7 +171,7 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-fn remove(path: &Path) -> Result<(), Failure> {
+pub(super) fn remove(path: &Path) -> Result<(), Failure> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(about_file("remove", path, &e)),
         _ => Ok(()),

@@ -5,6 +5,7 @@
 pub(super) mod containerd;
 mod files;
 mod hosts;
+pub(super) mod snapshotter;
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -24,7 +25,58 @@ const DEFAULT_DIR: &str = "_default";
 
 pub(super) fn run(args: &SetupArgs) -> Result<(), Failure> {
     match &args.runtime {
+        Runtime::Containerd(args) if args.snapshotter => containerd_snapshotter(args),
         Runtime::Containerd(args) => containerd_hosts(args),
+    }
+}
+
+/// Where the snapshotter listens if the node's configuration does not say.
+const SNAPSHOTTER_SOCKET: &str = "/run/pantala/snapshotter.sock";
+
+fn containerd_snapshotter(args: &ContainerdArgs) -> Result<(), Failure> {
+    let config = Config::load(args.config.as_deref())?;
+    let socket = match &config.snapshotter {
+        Some(snapshotter) => snapshotter.listen.clone(),
+        None => PathBuf::from(SNAPSHOTTER_SOCKET),
+    };
+    let change = match args.undo {
+        true => snapshotter::Change::undo(&args.containerd_config)?,
+        false => snapshotter::Change::setup(&args.containerd_config, &socket)?,
+    };
+    if change.is_nothing() {
+        say(nothing_to_do(args.undo))?;
+    } else {
+        say(&change.diff())?;
+        if args.dry_run {
+            return say(NOTHING_WRITTEN);
+        }
+        if !agreed(args.yes)? {
+            return say("Nothing written.\n");
+        }
+        change.apply()?;
+        say("\nDone.\n")?;
+    }
+    if args.undo {
+        return Ok(());
+    }
+    if config.snapshotter.is_none() {
+        say(&format!(
+            "\nnote: the node has no snapshotter yet. Add to pantala.toml and restart the node:\n\n\
+             [snapshotter]\nlisten = \"{SNAPSHOTTER_SOCKET}\"\n"
+        ))?;
+    }
+    say(&format!(
+        "\nnote: {}",
+        snapshotter::advice(&args.containerd_config)
+    ))
+}
+
+const NOTHING_WRITTEN: &str = "\nNothing written (--dry-run).\n";
+
+const fn nothing_to_do(undo: bool) -> &'static str {
+    match undo {
+        true => "Nothing to undo.\n",
+        false => "Already set up: nothing to change.\n",
     }
 }
 
@@ -36,16 +88,13 @@ fn containerd_hosts(args: &ContainerdArgs) -> Result<(), Failure> {
     };
     let changes: Vec<Change> = changes.into_iter().filter(|c| !c.is_nothing()).collect();
     if changes.is_empty() {
-        say(match args.undo {
-            true => "Nothing to undo.\n",
-            false => "Already set up: nothing to change.\n",
-        })?;
+        say(nothing_to_do(args.undo))?;
     } else {
         for change in &changes {
             say(&change.diff())?;
         }
         if args.dry_run {
-            return say("\nNothing written (--dry-run).\n");
+            return say(NOTHING_WRITTEN);
         }
         if !agreed(args.yes)? {
             return say("Nothing written.\n");
