@@ -9,6 +9,7 @@ mod cargo;
 mod check;
 mod demo;
 mod e2e;
+mod ebpf;
 mod packages;
 mod perf;
 mod rig;
@@ -37,6 +38,8 @@ enum Task {
     E2e(e2e::Options),
     /// Run the fuzz targets
     Fuzz(check::fuzz::Options),
+    /// Build the kernel programs and replace the committed object
+    Ebpf(ebpf::Options),
     /// Measure, side by side with a baseline
     #[command(subcommand)]
     Perf(perf::Benchmark),
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Task::Test(options) => check::main(&options),
         Task::E2e(options) => e2e::main(&options),
         Task::Fuzz(options) => check::fuzz::main(&options),
+        Task::Ebpf(options) => ebpf::main(&options),
         Task::Perf(benchmark) => perf::main(&benchmark),
         Task::Sim(options) => perf::sim::main(&options),
     };

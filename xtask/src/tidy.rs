@@ -29,12 +29,14 @@ const ARROWS: &[(&str, &[&str])] = &[
         "pantala-quic",
         &["pantala-wire", "pantala-swarm", "pantala-uring"],
     ),
+    ("pantala-meter", &["pantala-wire", "pantala-uring"]),
     ("pantala-control", &["pantala-wire"]),
     (
         "pantala-node",
         &[
             "pantala-control",
             "pantala-lazy",
+            "pantala-meter",
             "pantala-mirror",
             "pantala-quic",
             "pantala-source",
@@ -48,6 +50,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "pantala-perf",
         &[
             "pantala-control",
+            "pantala-meter",
             "pantala-quic",
             "pantala-store",
             "pantala-wire",
@@ -239,7 +242,7 @@ fn cores_depend_on_no_runtime_and_read_no_clock() {
         }
         // Control's core is a module, not a crate.
         let source = match member.name.as_str() {
-            "pantala-control" => member.dir.join("src/core"),
+            "pantala-control" | "pantala-meter" => member.dir.join("src/core"),
             _ if is_core => member.dir.join("src"),
             _ => continue,
         };
