@@ -9,6 +9,7 @@ mod cargo;
 mod check;
 mod demo;
 mod e2e;
+mod ebpf;
 mod kernel;
 mod packages;
 mod perf;
@@ -40,6 +41,8 @@ enum Task {
     Fuzz(check::fuzz::Options),
     /// Run the tests of lazy mounts: on this kernel, and in an emulated machine
     KernelTest(kernel::Options),
+    /// Build the kernel programs and replace the committed object
+    Ebpf(ebpf::Options),
     /// Measure, side by side with a baseline
     #[command(subcommand)]
     Perf(perf::Benchmark),
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Task::E2e(options) => e2e::main(&options),
         Task::Fuzz(options) => check::fuzz::main(&options),
         Task::KernelTest(options) => kernel::main(&options),
+        Task::Ebpf(options) => ebpf::main(&options),
         Task::Perf(benchmark) => perf::main(&benchmark),
         Task::Sim(options) => perf::sim::main(&options),
     };

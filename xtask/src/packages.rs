@@ -44,6 +44,14 @@ pub(crate) const TESTS: &[Needed] = &[
 ];
 /// What the fuzz targets need: libFuzzer comes with its crate, as C++.
 pub(crate) const FUZZ: &[Needed] = &[needed("c++", "g++")];
+/// What the kernel programs are built with. The compiler's name is that of others too, so its notice is looked for.
+pub(crate) const EBPF: &[Needed] = &[
+    needed("/usr/share/doc/rustc-web/copyright", "rustc-web"),
+    needed(
+        "/usr/share/doc/libstd-rust-web-dev-bpf/copyright",
+        "libstd-rust-web-dev-bpf",
+    ),
+];
 /// What the benchmarks need besides.
 pub(crate) const PERF: &[Needed] = &[needed("nginx", "nginx-light"), needed("curl", "curl")];
 /// What the tests of lazy mounts need: an image.

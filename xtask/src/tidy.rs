@@ -40,6 +40,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "pantala-quic",
         &["pantala-wire", "pantala-swarm", "pantala-uring"],
     ),
+    ("pantala-meter", &["pantala-wire", "pantala-uring"]),
     ("pantala-control", &["pantala-wire"]),
     ("pantala-snapshotter", &["pantala-lazy", "pantala-wire"]),
     (
@@ -47,6 +48,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "pantala-control",
             "pantala-lazy",
+            "pantala-meter",
             "pantala-mirror",
             "pantala-quic",
             "pantala-snapshotter",
@@ -61,6 +63,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         "pantala-perf",
         &[
             "pantala-control",
+            "pantala-meter",
             "pantala-quic",
             "pantala-store",
             "pantala-wire",
@@ -252,7 +255,9 @@ fn cores_depend_on_no_runtime_and_read_no_clock() {
         }
         // These cores are modules, not crates.
         let source = match member.name.as_str() {
-            "pantala-control" | "pantala-snapshotter" => member.dir.join("src/core"),
+            "pantala-control" | "pantala-meter" | "pantala-snapshotter" => {
+                member.dir.join("src/core")
+            }
             _ if is_core => member.dir.join("src"),
             _ => continue,
         };

@@ -55,6 +55,10 @@ const STEPS: &[Step] = &[
         run: steps::deny,
     },
     Step {
+        name: "ebpf",
+        run: crate::ebpf::check,
+    },
+    Step {
         name: "unit",
         run: steps::unit,
     },

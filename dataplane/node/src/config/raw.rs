@@ -11,7 +11,7 @@ use super::document::fields_of;
 type Fields = fn() -> &'static [&'static str];
 
 /// Each table of the file with the struct that reads it.
-pub(super) const SECTIONS: [(&str, Fields); 11] = [
+pub(super) const SECTIONS: [(&str, Fields); 12] = [
     ("", fields_of::<Raw>),
     ("mirror", fields_of::<RawMirror>),
     ("registries.*", fields_of::<RawRegistry>),
