@@ -237,7 +237,7 @@ fn arrows_between_crates_point_down_only() {
     }
     assert_none(
         &violations,
-        "node -> {mirror, source, quic, store, control} -> {swarm, wire, uring}",
+        "node -> {mirror, lazy, snapshotter, source, quic, meter, store, control} -> {swarm, wire, uring}",
     );
 }
 
