@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use pantala_wire::BlobDigest;
 
+pub(super) use super::convert::ConvertArgs;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -38,6 +40,8 @@ pub enum Command {
     Node(NodeArgs),
     /// Fetch an image or a file, verified, and say where its bytes came from
     Get(GetArgs),
+    /// Turn an OCI image into EROFS layers that can be mounted lazily, and push it
+    Convert(ConvertArgs),
     /// Show what a running node does: tasks, peers, bytes by origin
     Status(StatusArgs),
     /// Make a container runtime pull through the node

@@ -4,6 +4,7 @@
 //! module alone prints it. Results go to stdout, everything else to stderr.
 
 mod args;
+mod convert;
 mod doctor;
 mod failure;
 mod get;
@@ -50,6 +51,7 @@ fn run(command: Command) -> Result<(), Failure> {
             crate::daemon::run(config).map_err(Failure::from)
         }
         Command::Get(args) => get::run(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Doctor(args) => doctor::run(&args),
