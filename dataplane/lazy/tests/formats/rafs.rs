@@ -333,6 +333,25 @@ async fn only_what_was_persisted_survives_a_restart() {
     assert!(fs::read(devices[0].path()).unwrap() == reference);
 }
 
+/// A full disk is an error that says so, and costs nothing that was there.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_told() {
+    let Some((dir, image, reference)) = small_image().filter(|_| can_mount()) else {
+        return;
+    };
+    let small = crate::rig::SmallDisk::new(dir.path().join("small"), 2 << 20);
+    let (devices, _) = image.devices(small.path());
+    let device = &devices[0];
+    let first = ByteRange::new(0, 1 << 20).unwrap();
+    device.fill(first, Priority::Fault).await.unwrap();
+    let error = fill_all(device, Priority::Bulk).await.unwrap_err();
+    assert!(matches!(error, FillError::Disk { .. }), "{error}");
+    assert!(error.to_string().contains("free some space"), "{error}");
+    assert!(!device.is_complete());
+    device.fill(first, Priority::Fault).await.unwrap();
+    assert!(fs::read(device.path()).unwrap()[..1 << 20] == reference[..1 << 20]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_outside_the_device_is_refused() {
     let Some((dir, image, _)) = small_image() else {

@@ -247,6 +247,28 @@ impl Drop for Mount {
     }
 }
 
+/// A file system of so many bytes; taken down when dropped.
+pub(crate) struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    pub(crate) fn new(at: PathBuf, bytes: u64) -> Self {
+        fs::create_dir_all(&at).unwrap();
+        let options = CString::new(format!("size={bytes}")).unwrap();
+        let flags = MountFlags::empty();
+        rustix::mount::mount("tmpfs", &at, "tmpfs", flags, Some(options.as_c_str())).unwrap();
+        Self(at)
+    }
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
 /// A blob in a file, which counts what is read of it and can be told to fail or to lie.
 pub(crate) struct FileBlob {
     pub(crate) bytes: Vec<u8>,

@@ -51,6 +51,8 @@ pub fn check_image(image: &[u8], device_sizes: &[u64]) -> Result<(), FormatError
             )),
         }
     })?;
-    debug_assert_eq!(progress, Progress::Done, "a whole image lacks nothing");
-    Ok(())
+    match progress {
+        Progress::Done => Ok(()),
+        Progress::Need(_) => Err(FormatError::malformed("the image", "is not whole")),
+    }
 }

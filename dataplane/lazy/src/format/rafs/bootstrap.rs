@@ -263,8 +263,11 @@ impl Bootstrap {
                 )),
             }
         })?;
-        debug_assert_eq!(progress, Progress::Done, "a whole image lacks nothing");
-        Ok(())
+        match progress {
+            Progress::Done => Ok(()),
+            // Another image than the one that was parsed, and a shorter one.
+            Progress::Need(_) => Err(FormatError::malformed("the bootstrap", "is not whole")),
+        }
     }
 
     /// What the image's maker wants fetched first: ranges of devices, each with the number of its

@@ -183,6 +183,7 @@ impl Device for RafsDevice {
         self.0.state.lock().present.missing() == 0
     }
 
+    // Bytes between chunks need nothing: they are no file's, or the image would have been refused.
     fn fill(&self, range: ByteRange, urgency: Priority) -> BoxFuture<'_, Result<(), FillError>> {
         let size_bytes = self.size_bytes();
         async move {
