@@ -44,8 +44,8 @@ Examples:
 
 Each layer becomes an EROFS image with its metadata and a blob with its data. IMAGE comes as with
 `pantala get`; the logins of podman, skopeo and docker are used for both registries. The same image
-gives the same digests. Needs root (owners, devices) and mkfs.erofs (erofs-utils 1.5 or later), and in the
-working folder the space of the largest layer, unpacked, twice, and of the image.")]
+gives the same digests. Needs root (owners, devices), mkfs.erofs (erofs-utils 1.5 or later), and in the
+working folder the space of the image, of all its layers unpacked, and of the largest once more.")]
 pub struct ConvertArgs {
     /// Image to convert
     #[arg(value_name = "IMAGE")]
