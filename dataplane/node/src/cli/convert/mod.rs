@@ -1,7 +1,7 @@
 //! `pantala convert`: an OCI image as EROFS layers, which can be mounted before their data has arrived.
 //!
 //! Each layer becomes two blobs, an EROFS image with all metadata and the device with all data. Everything
-//! happens in a private temporary folder that is removed at the end, however it ends.
+//! happens in a private temporary folder, which is removed at the end; a process that is killed leaves it.
 
 mod archive;
 mod document;
