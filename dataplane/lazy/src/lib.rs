@@ -14,6 +14,7 @@ mod boundary;
 pub mod device;
 pub mod faults;
 mod filler;
+pub mod format;
 
 pub use backend::{Backend, BackendKind, MountError, MountSpec};
 pub use device::{Device, FillError};

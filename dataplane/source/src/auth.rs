@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use lru::LruCache;
 use parking_lot::Mutex;
@@ -214,6 +215,7 @@ async fn fetch_token(
         url,
         headers: HeaderMap::new(),
         authorization,
+        body: Bytes::new(),
     };
     let answer = shell.client.send(request).await?;
     let fault = |reason| SourceError::Token {

@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, COOKIE, HOST};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use tokio::time::timeout;
@@ -51,6 +52,8 @@ pub(crate) struct Request {
     pub(crate) headers: HeaderMap,
     /// Sent to the URL's own origin only.
     pub(crate) authorization: Option<HeaderValue>,
+    /// Empty for most.
+    pub(crate) body: Bytes,
 }
 
 /// The head of an answer, with its body still to be read.
@@ -139,6 +142,7 @@ impl Client {
             mut url,
             mut headers,
             authorization,
+            body,
         } = request;
         headers.remove(HOST);
         headers.remove(AUTHORIZATION);
@@ -155,6 +159,9 @@ impl Client {
             let host = host_port(&url);
             let mut attempt = reqwest::Request::new(method.clone(), url.clone());
             *attempt.headers_mut() = headers.clone();
+            if !body.is_empty() {
+                *attempt.body_mut() = Some(body.clone().into());
+            }
             let response = self
                 .http(&url)
                 .execute(attempt)

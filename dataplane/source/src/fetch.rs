@@ -348,6 +348,7 @@ async fn open(
         url: subject.url.clone(),
         headers,
         authorization: None,
+        body: Bytes::new(),
     };
     let answer = inner.send(request, &subject.credential).await?;
     let plan = judge_body(

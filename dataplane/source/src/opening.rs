@@ -74,6 +74,7 @@ impl Inner {
             url: url.clone(),
             headers,
             authorization: None,
+            body: Bytes::new(),
         };
         let answer = self.send(request, credential).await?;
         if !answer.status().is_success() {

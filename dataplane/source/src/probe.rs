@@ -1,5 +1,6 @@
 //! Asks what there is, without fetching it.
 
+use bytes::Bytes;
 use http::header::{ACCEPT_RANGES, CONTENT_TYPE, RANGE};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use pantala_wire::BlobDigest;
@@ -204,6 +205,7 @@ fn request(method: Method, url: &Url, headers: HeaderMap) -> Request {
         url: url.clone(),
         headers,
         authorization: None,
+        body: Bytes::new(),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, EXPECT};
 use http::{HeaderMap, Method};
 use pantala_wire::name::RepositoryName;
@@ -189,6 +190,10 @@ impl Source {
             .await
     }
 
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     /// Sums since this source was made, for metrics.
     pub fn totals(&self) -> SourceTotals {
         self.inner.counters.totals()
@@ -238,6 +243,7 @@ impl Inner {
             url,
             headers,
             authorization: None,
+            body: Bytes::new(),
         };
         let mut attempts = self.attempts();
         loop {

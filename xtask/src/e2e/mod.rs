@@ -2,6 +2,7 @@
 
 mod baseline;
 mod clients;
+mod convert;
 mod crash;
 mod lazy;
 mod mirror;
@@ -92,6 +93,7 @@ fn all() -> Vec<Test> {
     tests.extend(swarm::tests());
     tests.extend(mirror::tests());
     tests.extend(clients::tests());
+    tests.extend(convert::tests());
     tests.extend(private::tests());
     tests.extend(source_faults::tests());
     tests.extend(peer_faults::tests());

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use pantala_wire::BlobDigest;
 
+pub(super) use super::convert::ConvertArgs;
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done
@@ -44,6 +46,8 @@ pub enum Command {
     Umount(UmountArgs),
     /// Show what is mounted, and what its readers waited for
     Mounts(MountsArgs),
+    /// Turn an OCI image into EROFS layers that can be mounted lazily, and push it
+    Convert(ConvertArgs),
     /// Show what a running node does: tasks, peers, bytes by origin
     Status(StatusArgs),
     /// Make a container runtime pull through the node

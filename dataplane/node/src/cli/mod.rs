@@ -4,6 +4,7 @@
 //! module alone prints it. Results go to stdout, everything else to stderr.
 
 mod args;
+mod convert;
 mod doctor;
 mod failure;
 mod get;
@@ -54,6 +55,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Mount(args) => mount::mount(&args),
         Command::Umount(args) => mount::umount(&args),
         Command::Mounts(args) => mount::mounts(&args),
+        Command::Convert(args) => convert::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use pantala_source::{Credential, Source, SourceConfig, SourceError};
+use pantala_wire::BlobDigest;
 use serde::Serialize;
 
 use super::args::GetArgs;
@@ -25,6 +26,7 @@ use super::failure::Failure;
 use super::output::{percent, say};
 use crate::config::{ByteSize, Config};
 use origins::Origins;
+pub(super) use progress::Progress;
 
 pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
     let config = Config::load(args.config.as_deref())?;
@@ -54,7 +56,34 @@ pub(super) fn run(args: &GetArgs) -> Result<(), Failure> {
     }
 }
 
-fn source_config(config: &Config) -> SourceConfig {
+/// Fetches the image that `args` name as a layout at `args.output`; tells the digest of its manifest.
+pub(super) async fn image_layout(
+    args: &GetArgs,
+    config: &Config,
+    login: Option<Credential>,
+) -> Result<BlobDigest, Failure> {
+    let source = Source::new(source_config(config)).map_err(|e| Failure::usage(e.to_string()))?;
+    let done = image::get(args, config, &source, login).await?;
+    done.digest
+        .parse()
+        .map_err(|e| Failure::new(format!("the image's digest: {e}")))
+}
+
+/// The login that the command line gives, if it gives one.
+pub(super) fn login_of_arguments(args: &GetArgs) -> Result<Option<Credential>, Failure> {
+    auth::login_of_arguments(args)
+}
+
+/// The login that the container tools keep for a repository.
+pub(super) fn stored_login(
+    file: Option<&Path>,
+    registry: &str,
+    repository: &str,
+) -> Result<Credential, Failure> {
+    auth::stored(file, registry, repository)
+}
+
+pub(super) fn source_config(config: &Config) -> SourceConfig {
     let ca_files = config.registries.iter().filter_map(|(host, registry)| {
         let authority = match (registry.url.host_str(), registry.url.port()) {
             (Some(name), Some(port)) => format!("{name}:{port}"),
@@ -155,7 +184,7 @@ fn partial_path(output: &Path) -> PathBuf {
 }
 
 /// A failure of a registry or another origin, with what usually helps.
-fn about_source(doing: &str, error: &SourceError, credential: &Credential) -> Failure {
+pub(super) fn about_source(doing: &str, error: &SourceError, credential: &Credential) -> Failure {
     let failure = Failure::new(format!("cannot {doing}: {error}"));
     match error {
         SourceError::Refused { .. } | SourceError::Token { .. } => {

@@ -12,13 +12,13 @@ const TICK: Duration = Duration::from_millis(100);
 
 /// How far a transfer is.
 #[derive(Clone)]
-pub(super) struct Progress {
+pub(in crate::cli) struct Progress {
     bar: ProgressBar,
 }
 
 impl Progress {
     /// Of `total_bytes`, where they are known.
-    pub(super) fn new(what: &str, total_bytes: Option<u64>, is_wanted: bool) -> Self {
+    pub(in crate::cli) fn new(what: &str, total_bytes: Option<u64>, is_wanted: bool) -> Self {
         let bar = match (is_wanted, total_bytes) {
             (false, _) => ProgressBar::hidden(),
             (true, Some(total)) => ProgressBar::new(total),
@@ -37,16 +37,16 @@ impl Progress {
         Self { bar }
     }
 
-    pub(super) fn add(&self, bytes: u64) {
+    pub(in crate::cli) fn add(&self, bytes: u64) {
         self.bar.inc(bytes);
     }
 
     /// Bytes that turned out to be none.
-    pub(super) fn take_back(&self, bytes: u64) {
+    pub(in crate::cli) fn take_back(&self, bytes: u64) {
         self.bar.dec(bytes);
     }
 
-    pub(super) fn finish(&self) {
+    pub(in crate::cli) fn finish(&self) {
         self.bar.finish_and_clear();
     }
 }
