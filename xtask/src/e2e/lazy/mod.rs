@@ -53,7 +53,7 @@ pub(super) fn tests() -> Vec<Test> {
             killed
         ),
         test!(
-            "lazy: supervisor killed alone, readers go on",
+            "lazy: supervisor killed alone under load, no wrong bytes and another one keeps",
             supervisor_killed
         ),
         test!(
@@ -248,7 +248,27 @@ async fn supervisor_killed(stage: &Stage) -> Result<Outcome> {
     let mut cluster = cluster(stage, &tree, 1, "background_fill = false").await?;
     let at = MountPoint::new(stage)?;
     mount(&cluster.nodes[0], &at.0).await?;
-    signal_process(supervisor_of(&cluster.nodes[0])?, Signal::KILL)?;
+    let mut readers = Vec::new();
+    for number in 0..4 {
+        readers.push(start(tree.reader(&at.0, stage.seed + number)?)?);
+    }
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if let Ok(supervisor) = supervisor_of(&cluster.nodes[0]) {
+            signal_process(supervisor, Signal::KILL)?;
+        }
+    }
+    let mut refused = 0;
+    for reader in readers {
+        let Err(why) = end(reader, "a reader").await? else {
+            continue;
+        };
+        // A read that only the dead one knew of fails; none gets other bytes.
+        ensure!(!why.contains("did NOT match"), "wrong bytes: {why}");
+        ensure!(why.contains("could not be read"), "{why}");
+        refused += 1;
+    }
+    println!("          readers with a read that failed: {refused} of 4");
     tree.verify(&at.0, 2, stage.seed).await?;
     // The one that took its place keeps as well.
     let other = supervisor_of(&cluster.nodes[0])?;
