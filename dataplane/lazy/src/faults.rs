@@ -7,6 +7,7 @@
 //! - Faults near each other share a fill. One that is covered by an urgent fill under way waits for that.
 //! - Fills in flight are bounded; faults that find no place wait in order of arrival, and those of one
 //!   device that lie together become one fill when their turn comes.
+//!   If such a fill fails, each of its faults is tried once by itself.
 //! - Where faults follow each other, the bytes after them are fetched before they are asked for: twice as
 //!   many each time, up to a limit. A stream that jumps begins small again.
 //! - With nothing more urgent, the background fill goes through the device once, from its start.
@@ -105,10 +106,19 @@ struct Device {
     background_waits: bool,
 }
 
+/// A fault without an answer.
+#[derive(Debug)]
+struct Waiting<E> {
+    event: E,
+    range: ByteRange,
+    /// A fill that it shared has failed, perhaps for another's bytes: this is its own.
+    alone: bool,
+}
+
 #[derive(Debug)]
 enum Purpose<E> {
     /// These wait.
-    Urgent(Vec<(E, ByteRange)>),
+    Urgent(Vec<Waiting<E>>),
     /// Nobody waits.
     Ahead,
     /// A step of the background fill.
@@ -126,7 +136,7 @@ struct Fill<E> {
 struct Queued<E> {
     device: DeviceId,
     range: ByteRange,
-    events: Vec<(E, ByteRange)>,
+    events: Vec<Waiting<E>>,
 }
 
 /// The state machine; `E` is what the owner names a fault by.
@@ -187,7 +197,7 @@ impl<E> Faults<E> {
             self.queue.drain(..).partition(|q| q.device == device);
         self.queue = kept;
         refused.extend(gone.into_iter().flat_map(|queued| queued.events));
-        for (event, _) in refused {
+        for Waiting { event, .. } in refused {
             self.actions.push_back(Action::Answer { event, ok: false });
         }
         self.schedule();
@@ -223,11 +233,7 @@ impl<E> Faults<E> {
             return;
         };
         match done.purpose {
-            Purpose::Urgent(events) => {
-                for (event, _) in events {
-                    self.actions.push_back(Action::Answer { event, ok });
-                }
-            }
+            Purpose::Urgent(events) => self.end_urgent(done.device, events, ok),
             Purpose::Ahead => {}
             Purpose::Background => {
                 if let Some(device) = self.devices.get_mut(&done.device) {
@@ -242,6 +248,27 @@ impl<E> Faults<E> {
             }
         }
         self.schedule();
+    }
+
+    /// One that shared its fill with others is tried once more by itself before it is refused: its own
+    /// bytes may be there.
+    fn end_urgent(&mut self, device: DeviceId, events: Vec<Waiting<E>>, ok: bool) {
+        let shared = events.len() > 1;
+        for waiting in events {
+            if ok || !shared || waiting.alone {
+                let event = waiting.event;
+                self.actions.push_back(Action::Answer { event, ok });
+                continue;
+            }
+            self.queue.push_back(Queued {
+                device,
+                range: self.aligned(device, waiting.range),
+                events: vec![Waiting {
+                    alone: true,
+                    ..waiting
+                }],
+            });
+        }
     }
 
     /// Time passed: what failed in the background is tried again.
@@ -287,8 +314,13 @@ impl<E> Faults<E> {
                 }
                 _ => None,
             });
+        let waiting = Waiting {
+            event,
+            range: exact,
+            alone: false,
+        };
         if let Some(events) = under_way {
-            events.push((event, exact));
+            events.push(waiting);
             return;
         }
         let max = self.limits.fill_bytes_max;
@@ -299,17 +331,18 @@ impl<E> Faults<E> {
             let start = queued.range.start().min(range.start());
             let end = queued.range.end().max(range.end());
             let joined = ByteRange::new(start, end)?;
-            (touches && joined.len() <= max).then_some((queued, joined))
+            let is_alone = queued.events.iter().any(|waiting| waiting.alone);
+            (touches && !is_alone && joined.len() <= max).then_some((queued, joined))
         });
         match neighbour {
             Some((queued, joined)) => {
                 queued.range = joined;
-                queued.events.push((event, exact));
+                queued.events.push(waiting);
             }
             None => self.queue.push_back(Queued {
                 device,
                 range,
-                events: vec![(event, exact)],
+                events: vec![waiting],
             }),
         }
     }

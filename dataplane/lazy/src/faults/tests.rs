@@ -65,6 +65,34 @@ fn faults_without_a_place_become_one_fill_with_their_neighbours() {
 }
 
 #[test]
+fn a_fault_whose_bytes_are_there_is_not_refused_for_a_neighbours() {
+    let mut faults = faults(1, false);
+    faults.fault(0, DEVICE, 50 * MIB, 4 * KIB);
+    for event in 1..4 {
+        faults.fault(event, DEVICE, u64::from(event) * 64 * KIB, 4 * KIB);
+    }
+    let mut answers = BTreeMap::new();
+    loop {
+        let actions = actions(&mut faults);
+        if actions.is_empty() {
+            break;
+        }
+        for action in actions {
+            match action {
+                // The second group is missing for good.
+                Action::Fill { fill, range, .. } => {
+                    let missing = 2 * 64 * KIB;
+                    faults.filled(fill, !(range.start()..range.end()).contains(&missing));
+                }
+                Action::Answer { event, ok } => assert!(answers.insert(event, ok).is_none()),
+            }
+        }
+    }
+    let expected = [(0, true), (1, true), (2, false), (3, true)];
+    assert_eq!(answers, BTreeMap::from(expected));
+}
+
+#[test]
 fn read_ahead_doubles_while_faults_follow_each_other_and_not_when_they_jump() {
     let mut faults = faults(64, false);
     let mut ahead = Vec::new();

@@ -196,7 +196,7 @@ mod tests {
         records.write(&record).unwrap();
         records.write(&record).unwrap();
         fs::write(dir.path().join("mounts/x.json"), "{").unwrap();
-        assert_eq!(records.read().unwrap(), [record.clone()]);
+        assert_eq!(records.read().unwrap(), std::slice::from_ref(&record));
         assert_eq!(record.blobs().count(), 3);
         records.remove(&record.at).unwrap();
         records.remove(&record.at).unwrap();

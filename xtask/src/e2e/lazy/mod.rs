@@ -7,17 +7,21 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use futures_util::future::try_join_all;
 use rustix::process::Signal;
 
-use super::stage::{Cluster, NAME};
+use super::stage::{Cluster, Guard, NAME};
 use super::{Outcome, Stage, Test, test};
 use crate::rig::containerd::REGISTRY_NAME;
+use crate::rig::control::Control;
 use crate::rig::enclosure::signal_process;
 use crate::rig::http;
-use crate::rig::node::Node;
+use crate::rig::node::{Node, NodeSpec};
 use crate::rig::process::run_to_end;
-use crate::rig::proxy::Target;
+use crate::rig::proxy::{Fault, Rule, Target};
+use crate::rig::registry::{PASSWORD, USER};
 use tree::{Tree, end, start};
 
 const IMAGE_MB: u64 = 300;
@@ -25,6 +29,8 @@ const IMAGE_MB: u64 = 300;
 const SMALL_MB: u64 = 60;
 /// Kills of the daemon under one load.
 const KILLS: u64 = 6;
+/// The registry's speed meanwhile, on each connection.
+const REGISTRY_BYTES_PER_S: u64 = 1_500_000;
 const NODES: u32 = 3;
 /// Blob bytes that the registry may send per byte of the image.
 const RATIO_MAX: f64 = 1.02;
@@ -47,7 +53,7 @@ pub(super) fn tests() -> Vec<Test> {
             killed
         ),
         test!(
-            "lazy: supervisor killed alone, readers go on",
+            "lazy: supervisor killed alone under load, no wrong bytes and another one keeps",
             supervisor_killed
         ),
         test!(
@@ -57,6 +63,10 @@ pub(super) fn tests() -> Vec<Test> {
         test!(
             "lazy: registry lost in mid-fault, EIO in bounded time, right bytes when it is back",
             registry_lost
+        ),
+        test!(
+            "lazy: private images need a login, which outlives the daemon and lies on no disk",
+            private
         ),
         test!(
             "lazy: three nodes mount at once, the registry is read once",
@@ -94,7 +104,7 @@ fn missed(stage: &Stage) -> Option<Outcome> {
 }
 
 async fn cluster(stage: &Stage, tree: &Tree, nodes: u32, line: &str) -> Result<Cluster> {
-    let tell = |spec: crate::rig::node::NodeSpec| spec.with("lazy", line);
+    let tell = |spec: NodeSpec| spec.with("lazy", line);
     let cluster = stage.cluster_with(nodes, &tree.image, tell).await?;
     cluster.proxy.reset_count();
     Ok(cluster)
@@ -184,6 +194,11 @@ async fn killed(stage: &Stage) -> Result<Outcome> {
     let at = MountPoint::new(stage)?;
     mount(&cluster.nodes[0], &at.0).await?;
     let supervisor = supervisor_of(&cluster.nodes[0])?;
+    // So that data is missing until after the last kill.
+    cluster.proxy.set_rules(vec![Rule::always(
+        Target::Blob,
+        Fault::Slow(REGISTRY_BYTES_PER_S),
+    )]);
     let mut readers = Vec::new();
     for number in 0..3 {
         readers.push(start(tree.reader(&at.0, stage.seed + number)?)?);
@@ -202,6 +217,12 @@ async fn killed(stage: &Stage) -> Result<Outcome> {
         }
         node.start_again().await?;
     }
+    let told = summary(&cluster.nodes[0]).await?;
+    ensure!(
+        told["state"] == "lazy",
+        "nothing was missing any more: {told}"
+    );
+    cluster.proxy.set_rules(Vec::new());
     for (number, reader) in readers.into_iter().enumerate() {
         let ended = end(reader, "a reader").await?;
         ensure!(
@@ -227,7 +248,27 @@ async fn supervisor_killed(stage: &Stage) -> Result<Outcome> {
     let mut cluster = cluster(stage, &tree, 1, "background_fill = false").await?;
     let at = MountPoint::new(stage)?;
     mount(&cluster.nodes[0], &at.0).await?;
-    signal_process(supervisor_of(&cluster.nodes[0])?, Signal::KILL)?;
+    let mut readers = Vec::new();
+    for number in 0..4 {
+        readers.push(start(tree.reader(&at.0, stage.seed + number)?)?);
+    }
+    for _ in 0..3 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        if let Ok(supervisor) = supervisor_of(&cluster.nodes[0]) {
+            signal_process(supervisor, Signal::KILL)?;
+        }
+    }
+    let mut refused = 0;
+    for reader in readers {
+        let Err(why) = end(reader, "a reader").await? else {
+            continue;
+        };
+        // A read that only the dead one knew of fails; none gets other bytes.
+        ensure!(!why.contains("did NOT match"), "wrong bytes: {why}");
+        ensure!(why.contains("could not be read"), "{why}");
+        refused += 1;
+    }
+    println!("          readers with a read that failed: {refused} of 4");
     tree.verify(&at.0, 2, stage.seed).await?;
     // The one that took its place keeps as well.
     let other = supervisor_of(&cluster.nodes[0])?;
@@ -292,6 +333,64 @@ async fn registry_lost(stage: &Stage) -> Result<Outcome> {
         .context("it is back")?;
     unmount(&cluster.nodes[0], &at.0).await?;
     println!("          EIO after {took:.1?}");
+    Ok(Outcome::Passed)
+}
+
+/// Whether any file below `dir` holds `text`.
+fn lies_in(dir: &Path, text: &str) -> Result<bool> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let found = match entry.file_type()? {
+            kind if kind.is_dir() => lies_in(&entry.path(), text)?,
+            kind if kind.is_file() && entry.metadata()?.len() < 1 << 20 => {
+                let content = fs::read(entry.path())?;
+                content
+                    .windows(text.len())
+                    .any(|part| part == text.as_bytes())
+            }
+            _ => false,
+        };
+        if found {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+async fn private(stage: &Stage) -> Result<Outcome> {
+    if let Some(missed) = missed(stage) {
+        return Ok(missed);
+    }
+    let tree = Tree::build(stage, SMALL_MB, 1)?;
+    let guarded = stage.registry(Guard::Basic).await?;
+    guarded.registry.push(&tree.image, NAME).await?;
+    let control = Control::start(&stage.rig.machine("control")?, &stage.programs.control).await?;
+    let spec = NodeSpec::joining(&guarded.registry.url(), &control)
+        .with("lazy", "background_fill = false");
+    let machine = stage.rig.machine("node-0")?;
+    let mut node = Node::start(&machine, &stage.programs.node, &spec).await?;
+    let at = MountPoint::new(stage)?;
+    ensure!(
+        mount(&node, &at.0).await.is_err(),
+        "mounted without a login"
+    );
+    let login = BASE64_STANDARD.encode(format!("{USER}:{PASSWORD}"));
+    let auth_file = stage.rig.scratch("login")?.join("auth.json");
+    let logins = serde_json::json!({"auths": {REGISTRY_NAME: {"auth": login}}});
+    fs::write(&auth_file, logins.to_string())?;
+    let image = format!("{REGISTRY_NAME}/{NAME}");
+    let (at_text, file) = (at.0.display().to_string(), auth_file.display().to_string());
+    tool(&node, "mount", &[&image, &at_text, "--auth-file", &file]).await?;
+    node.kill();
+    node.start_again().await?;
+    tree.verify(&at.0, 1, stage.seed).await?;
+    for text in [login.as_str(), PASSWORD] {
+        ensure!(
+            !lies_in(machine.dir(), text)?,
+            "a credential lies on the disk"
+        );
+    }
+    unmount(&node, &at.0).await?;
     Ok(Outcome::Passed)
 }
 
