@@ -60,6 +60,7 @@ pub(crate) const MOUNTS: &[Needed] = &[needed("mkfs.erofs", "erofs-utils")];
 pub(crate) const GUEST: &[Needed] = &[
     needed("qemu-system-x86_64", "qemu-system-x86"),
     needed("mkfs.ext4", "e2fsprogs"),
+    needed("setpriv", "util-linux"),
 ];
 /// What building the emulated machine's kernel needs, but for its source and libelf, which are no programs.
 pub(crate) const GUEST_KERNEL: &[Needed] = &[

@@ -7,13 +7,13 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mounts::device::LateDevice;
 use mounts::image::Image;
 use mounts::{By, Dice, Fixture, digest, seed};
-use pantala_lazy::backend::fuse::FuseBackend;
+use pantala_lazy::backend::fuse::{FuseBackend, probe};
 use pantala_lazy::faults::Limits;
 use pantala_lazy::{Backend, Device, MountSpec};
 
@@ -42,17 +42,6 @@ fn rustix_is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The image, made once for all tests of this process.
-fn image() -> &'static Image {
-    static IMAGE: OnceLock<(tempfile::TempDir, Image)> = OnceLock::new();
-    let (_, image) = IMAGE.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("a folder");
-        let image = Image::make(dir.path(), IMAGE_BYTES, None).expect("an image");
-        (dir, image)
-    });
-    image
-}
-
 /// Runs `test` over a backend of its own.
 fn with_backend<F: Future<Output = ()>>(test: impl FnOnce(Fixture<FuseBackend>) -> F) {
     if let Some(what) = missing() {
@@ -64,6 +53,8 @@ fn with_backend<F: Future<Output = ()>>(test: impl FnOnce(Fixture<FuseBackend>) 
         return;
     }
     let scratch = tempfile::tempdir().expect("a folder");
+    probe(scratch.path()).expect("the machine can do it");
+    let image = Image::make(scratch.path(), IMAGE_BYTES, None).expect("an image");
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -75,7 +66,7 @@ fn with_backend<F: Future<Output = ()>>(test: impl FnOnce(Fixture<FuseBackend>) 
         assert_eq!(stale, Vec::<PathBuf>::new());
         test(Fixture {
             backend: Arc::new(backend),
-            image: image().clone(),
+            image,
             scratch: scratch.path().to_owned(),
         })
         .await;

@@ -35,8 +35,10 @@ pub(super) fn run(
     disks: &[PathBuf],
     filter: Option<&str>,
 ) -> Result<Outcome> {
-    let mut command = Command::new("qemu-system-x86_64");
+    // The kernel ends the machine with us, however we end.
+    let mut command = Command::new("setpriv");
     command
+        .args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
         .arg("-M")
         .arg("microvm,acpi=off,pic=on,pit=on,isa-serial=on,rtc=on,auto-kernel-cmdline=on")
         .args(["-accel", "tcg,thread=multi", "-smp", "2", "-m", "1024"])

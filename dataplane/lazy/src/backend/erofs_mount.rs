@@ -54,7 +54,7 @@ pub fn mount_erofs(options: &[(&str, &OsStr)], at: &Path) -> Result<(), MountErr
     let mounted = fsmount(
         context.as_fd(),
         FsMountFlags::FSMOUNT_CLOEXEC,
-        MountAttrFlags::MOUNT_ATTR_RDONLY,
+        MountAttrFlags::MOUNT_ATTR_RDONLY | MountAttrFlags::MOUNT_ATTR_NODEV,
     )
     .map_err(|errno| failed(format!("mount EROFS on {}", at.display()), errno))?;
     move_mount(

@@ -73,11 +73,21 @@ pub fn bind(dir: &Path) -> Result<OwnedFd, MountError> {
         OFlags::RDWR | OFlags::CLOEXEC,
         Mode::empty(),
     )
-    .map_err(|errno| refused("open /dev/cachefiles (does another process serve?)", errno))?;
+    .map_err(|errno| {
+        let hint = match errno {
+            rustix::io::Errno::BUSY => " (another process has it, or a mount that it left)",
+            rustix::io::Errno::NOENT => " (load the module cachefiles, if the kernel has it)",
+            _ => "",
+        };
+        refused(format!("open /dev/cachefiles{hint}"), errno)
+    })?;
     cache::clear(dir).map_err(|error| refused(format!("empty {}", dir.display()), error))?;
     let dir_line = [b"dir ", dir.as_os_str().as_encoded_bytes()].concat();
     for command in [&dir_line[..], b"tag pantala", b"bind ondemand"] {
-        let tried = || format!("tell cachefiles '{}'", String::from_utf8_lossy(command));
+        let tried = || {
+            let command = String::from_utf8_lossy(command);
+            format!("tell cachefiles '{command}' (on-demand mode needs CONFIG_CACHEFILES_ONDEMAND)")
+        };
         rustix::io::write(&control, command).map_err(|errno| match errno {
             rustix::io::Errno::OPNOTSUPP => MountError::Unsuitable {
                 path: dir.to_owned(),

@@ -7,12 +7,14 @@
 //!
 //! A device that is complete when it is mounted is given to the kernel as it is, and needs nobody.
 
+mod probe;
 mod protocol;
 mod records;
 mod session;
 
 use std::collections::HashMap;
 use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +25,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::MountFlags;
 use tokio::task::JoinHandle;
 
+pub use self::probe::probe;
 use self::records::{Record, Records};
 use self::session::{Served, Session};
 use super::erofs_mount::{VALUE_BYTES_MAX, detach, mount_erofs, refused};
@@ -171,6 +174,15 @@ fn give_up(record: &Record) {
     }
 }
 
+fn connect() -> Result<OwnedFd, MountError> {
+    rustix::fs::open(
+        "/dev/fuse",
+        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK,
+        Mode::empty(),
+    )
+    .map_err(|errno| refused("open /dev/fuse", errno))
+}
+
 /// Mounts the devices' file system and begins to serve it.
 fn serve(
     record: &Record,
@@ -178,15 +190,10 @@ fn serve(
     devices: Vec<Served>,
     filler: Filler,
 ) -> Result<JoinHandle<()>, MountError> {
-    let kernel = rustix::fs::open(
-        "/dev/fuse",
-        OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK,
-        Mode::empty(),
-    )
-    .map_err(|errno| refused("open /dev/fuse", errno))?;
+    let kernel = connect()?;
     let options = format!(
         "fd={},rootmode=40000,user_id=0,group_id=0,max_read={}",
-        std::os::fd::AsRawFd::as_raw_fd(&kernel),
+        kernel.as_raw_fd(),
         protocol::READ_BYTES_MAX,
     );
     let options = CString::new(options)
