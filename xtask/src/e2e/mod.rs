@@ -18,7 +18,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use futures_util::future::LocalBoxFuture;
 
-use crate::cargo::{Profile, Programs};
+use crate::cargo::{self, Profile, Programs};
 use crate::packages;
 use crate::rig::{Rig, enclosure};
 pub(crate) use stage::Stage;
@@ -122,6 +122,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     }
     packages::ensure(&lists)?;
     Programs::build(profile)?;
+    cargo::build_example("pantala-snapshotter", "local_erofs", profile)?;
     let mut arguments = vec!["e2e".to_owned()];
     if options.quick {
         arguments.push("--quick".into());
