@@ -112,6 +112,8 @@ impl Programs {
             "pantala-node",
             "--package",
             "pantala-control",
+            "--package",
+            "pantala-supervisor",
         ]);
         if profile == Profile::Release {
             command.arg("--release");

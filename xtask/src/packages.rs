@@ -36,7 +36,12 @@ pub(crate) const ROOT: &[Needed] = &[
     needed("mount", "mount"),
 ];
 /// What the end-to-end tests need besides.
-pub(crate) const TESTS: &[Needed] = &[needed("podman", "podman"), needed("diff", "diffutils")];
+pub(crate) const TESTS: &[Needed] = &[
+    needed("podman", "podman"),
+    needed("diff", "diffutils"),
+    needed("mkfs.erofs", "erofs-utils"),
+    needed("python3", "python3"),
+];
 /// What the fuzz targets need: libFuzzer comes with its crate, as C++.
 pub(crate) const FUZZ: &[Needed] = &[needed("c++", "g++")];
 /// What the benchmarks need besides.

@@ -9,7 +9,7 @@ use crate::cargo::workspace_root;
 /// Past this, a file is two things.
 const FILE_LINES_MAX: usize = 600;
 /// Crates that may hold `unsafe`, each in one module: they are the boundary to the kernel.
-const UNSAFE_ALLOWED: &[&str] = &["pantala-store", "pantala-uring"];
+const UNSAFE_ALLOWED: &[&str] = &["pantala-store", "pantala-supervisor", "pantala-uring"];
 /// Who may use whom. A crate that is not listed may use none of the others.
 const ARROWS: &[(&str, &[&str])] = &[
     ("pantala-wire", &[]),
@@ -21,9 +21,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("pantala-source", &["pantala-wire", "pantala-swarm"]),
     ("pantala-mirror", &["pantala-wire", "pantala-swarm"]),
+    ("pantala-supervisor", &[]),
     (
         "pantala-lazy",
-        &["pantala-wire", "pantala-swarm", "pantala-uring"],
+        &[
+            "pantala-wire",
+            "pantala-supervisor",
+            "pantala-swarm",
+            "pantala-uring",
+        ],
     ),
     (
         "pantala-quic",

@@ -11,6 +11,7 @@
 
 pub mod backend;
 pub mod device;
+pub mod faults;
 
 pub use backend::{Backend, BackendKind, MountError, MountSpec};
 pub use device::{Device, FillError};

@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::engine::{Shared, TaskSummary};
+use crate::lazy::Lazy;
 use crate::metrics::Origin;
 use crate::peer::PeerSummary;
 
@@ -86,6 +87,7 @@ pub struct About {
 pub struct Admin {
     listener: TcpListener,
     shared: Arc<Shared>,
+    lazy: Arc<Lazy>,
     about: About,
 }
 
@@ -97,6 +99,7 @@ impl Admin {
     pub async fn bind(
         listen: SocketAddr,
         shared: Arc<Shared>,
+        lazy: Arc<Lazy>,
         about: About,
     ) -> anyhow::Result<Self> {
         let listener = TcpListener::bind(listen).await.with_context(|| {
@@ -105,6 +108,7 @@ impl Admin {
         Ok(Self {
             listener,
             shared,
+            lazy,
             about,
         })
     }
@@ -167,9 +171,13 @@ impl Admin {
                 Ok(json) => respond(StatusCode::OK, "application/json", json),
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
+            "/mounts" => match serde_json::to_vec_pretty(&self.lazy.list()) {
+                Ok(json) => respond(StatusCode::OK, "application/json", json),
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            },
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are /healthy, /metrics and /status\n",
+                "there are /healthy, /metrics, /mounts and /status\n",
             ),
         }
     }

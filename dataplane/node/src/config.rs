@@ -49,6 +49,8 @@ pub struct Config {
     pub source: Source,
     /// The snapshotter for containerd; off where absent.
     pub snapshotter: Option<Snapshotter>,
+    /// Images mounted before their data has arrived.
+    pub lazy: Lazy,
     /// Where this node stands, for the choice of near parents.
     pub labels: Labels,
     /// What is logged, and how.
@@ -151,6 +153,17 @@ pub struct Source {
     pub retries_max: u32,
     /// Requests to one host at the same time.
     pub connections_per_host_max: usize,
+}
+
+/// `[lazy]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lazy {
+    /// Whether what nobody has touched is fetched too.
+    pub background_fill: bool,
+    /// How long a read may wait for its bytes before it fails.
+    pub fill_timeout: Duration,
+    /// The supervisor's program; beside this one where absent.
+    pub supervisor: Option<PathBuf>,
 }
 
 /// `[labels]`

@@ -9,6 +9,7 @@ pub mod config;
 pub mod control_link;
 pub mod daemon;
 pub mod engine;
+pub mod lazy;
 pub mod metrics;
 pub mod peer;
 mod snapshots;

@@ -96,6 +96,12 @@ pub struct Metrics {
     pub store_used: Gauge<i64, std::sync::atomic::AtomicI64>,
     /// Bytes that blobs may take on disk.
     pub store_limit: Gauge<f64, AtomicU64>,
+    /// Images mounted before their data has arrived, and still there.
+    pub lazy_mounts: Gauge,
+    /// Fills that a reader of a lazy mount waited for, by where the bytes were.
+    pub lazy_fills: Family<OutcomeLabel, Counter>,
+    /// Seconds that such a fill took.
+    pub lazy_fill: Histogram,
 }
 
 impl Metrics {
@@ -126,6 +132,9 @@ impl Metrics {
             peers_connected: Gauge::default(),
             store_used: Gauge::default(),
             store_limit: Gauge::default(),
+            lazy_mounts: Gauge::default(),
+            lazy_fills: Family::default(),
+            lazy_fill: Histogram::new(exponential_buckets(0.000_016, 2.0, 22)),
         };
         metrics.register();
         metrics
@@ -243,6 +252,21 @@ impl Metrics {
             "pantala_store_limit_bytes",
             "Bytes that blobs may take on disk",
             self.store_limit.clone(),
+        );
+        r.register(
+            "pantala_lazy_mounts",
+            "Images mounted before their data has arrived",
+            self.lazy_mounts.clone(),
+        );
+        r.register(
+            "pantala_lazy_fills",
+            "Fills that a reader of a lazy mount waited for, by where the bytes were",
+            self.lazy_fills.clone(),
+        );
+        r.register(
+            "pantala_lazy_fill_seconds",
+            "How long readers of lazy mounts waited for a fill",
+            self.lazy_fill.clone(),
         );
     }
 

@@ -104,6 +104,15 @@ impl Credential {
         CredentialFingerprint(*hasher.finalize().as_bytes())
     }
 
+    /// A login as the value of an `Authorization` header, marked as sensitive: to hand it to another
+    /// program on this machine.
+    pub fn basic_authorization(&self) -> Option<HeaderValue> {
+        match self {
+            Self::Login { user, password } => basic(user, password),
+            Self::Anonymous { .. } | Self::Header(_) => None,
+        }
+    }
+
     /// Whether this is nobody's name.
     pub fn is_anonymous(&self) -> bool {
         matches!(self, Self::Anonymous { .. })

@@ -1,5 +1,7 @@
 //! An open blob: what is there, and reading it.
 
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -132,6 +134,34 @@ impl Blob {
     /// The end of the bytes that can be read from `offset` on without a gap; `offset` where none.
     pub fn readable_from(&self, offset: u64) -> u64 {
         self.0.state.lock().readable_to(offset, u64::MAX)
+    }
+
+    /// Whether every byte of `range` can be read now, without a look at the disk to verify it.
+    pub fn is_ready(&self, range: ByteRange) -> bool {
+        let state = self.0.state.lock();
+        let mut pieces = self.layout().pieces_of(range).map(PieceIndex);
+        state.readable_to(range.start(), range.end()) >= range.end()
+            && !pieces.any(|piece| state.unverified.contains(piece))
+    }
+
+    /// Whether both are the same files: not after the blob was removed and created anew.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Where the blob's bytes lie, each at its own offset.
+    pub fn data_path(&self) -> &Path {
+        &self.0.files.place.data
+    }
+
+    /// Another descriptor of the data file, of the same opening as the blob's own. For the kernel to
+    /// be told which file to watch: whoever writes or shortens it breaks the store.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn data_descriptor(&self) -> Result<File, StoreError> {
+        let descriptor = self.0.files.data.descriptor();
+        descriptor.map_err(|e| StoreError::io("copy the descriptor of", self.data_path(), e))
     }
 
     /// The digest of what has been written of `piece`, where that is all of it and it is not yet

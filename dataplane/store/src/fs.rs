@@ -39,6 +39,10 @@ pub trait StoreFile: Send + Sync {
     fn map(&self) -> io::Result<Box<dyn MappedFile>>;
     /// Maps `range` of the file, a blob's data, to read it in place. It starts on a page boundary.
     fn map_data(&self, range: ByteRange) -> io::Result<Arc<dyn MappedData>>;
+    /// Another descriptor of the same opening of the file, where it is one of the operating system's.
+    fn descriptor(&self) -> io::Result<File> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// A file mapped for reading.
@@ -154,7 +158,7 @@ impl FileSystem for OsFileSystem {
     }
 }
 
-struct OsFile(File);
+pub(crate) struct OsFile(pub(crate) File);
 
 impl StoreFile for OsFile {
     fn length(&self) -> io::Result<u64> {
@@ -191,5 +195,9 @@ impl StoreFile for OsFile {
 
     fn map_data(&self, range: ByteRange) -> io::Result<Arc<dyn MappedData>> {
         Ok(Arc::new(DataMap::of(&self.0, range)?))
+    }
+
+    fn descriptor(&self) -> io::Result<File> {
+        self.0.try_clone()
     }
 }

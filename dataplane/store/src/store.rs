@@ -101,6 +101,19 @@ impl Store {
     /// # Errors
     /// As [`Self::open`].
     pub fn open_on(config: StoreConfig, fs: Arc<dyn FileSystem>) -> Result<Self, StoreError> {
+        Self::open_keeping(config, fs, &[])
+    }
+
+    /// As [`Self::open_on`], but does not evict the blobs `keep`: somebody uses them before this process
+    /// has opened them.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_keeping(
+        config: StoreConfig,
+        fs: Arc<dyn FileSystem>,
+        keep: &[BlobDigest],
+    ) -> Result<Self, StoreError> {
         if !(1..=100).contains(&config.low_watermark_percent) {
             return Err(StoreError::Config(
                 "the low watermark must be 1 to 100 percent",
@@ -131,7 +144,8 @@ impl Store {
         inner.find_blobs()?;
         let mut reg = inner.registry.lock();
         if reg.used_bytes() > inner.config.limit_bytes {
-            let victims = reg.victims(reg.used_bytes(), inner.config.low_bytes());
+            let mut victims = reg.victims(reg.used_bytes(), inner.config.low_bytes());
+            victims.retain(|digest| !keep.contains(digest));
             inner.evict(&mut reg, &victims)?;
         }
         drop(reg);

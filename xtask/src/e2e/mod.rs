@@ -3,6 +3,7 @@
 mod baseline;
 mod clients;
 mod crash;
+mod lazy;
 mod mirror;
 mod peer_faults;
 mod private;
@@ -96,6 +97,7 @@ fn all() -> Vec<Test> {
     tests.extend(peer_faults::tests());
     tests.extend(crash::tests());
     tests.extend(snapshotter::tests());
+    tests.extend(lazy::tests());
     tests
 }
 

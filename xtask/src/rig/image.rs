@@ -137,6 +137,37 @@ impl Image {
         Self::describe(dir, blobs, &descriptors, &diff_ids, false)
     }
 
+    /// An image whose layers are EROFS: pairs of metadata and data files, the lowest first.
+    pub(crate) fn erofs(dir: &Path, pairs: &[(PathBuf, PathBuf)]) -> Result<Self> {
+        let blobs = dir.join("blobs/sha256");
+        fs::create_dir_all(&blobs)?;
+        let take = |file: &Path| -> Result<BlobFile> {
+            let (digest, bytes) = digest_of(file)?;
+            fs::rename(file, blobs.join(digest.trim_start_matches("sha256:")))?;
+            Ok(BlobFile { digest, bytes })
+        };
+        let mut layers = Vec::new();
+        let mut described = Vec::new();
+        for (metadata, data) in pairs {
+            let (metadata, data) = (take(metadata)?, take(data)?);
+            described.push(json!({
+                "mediaType": "application/vnd.pantala.erofs.metadata.v1",
+                "digest": metadata.digest, "size": metadata.bytes,
+                "annotations": {"pantala.erofs.devices": data.digest},
+            }));
+            described.push(json!({
+                "mediaType": "application/vnd.pantala.erofs.data.v1",
+                "digest": data.digest, "size": data.bytes,
+            }));
+            layers.extend([metadata, data]);
+        }
+        let config = write_json(
+            &blobs,
+            &json!({"architecture": architecture(), "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": []}}),
+        )?;
+        Self::write_index(dir, config, layers, &described, false)
+    }
+
     /// Writes configuration, manifest and index for layers that are there.
     fn assemble(
         dir: &Path,
@@ -167,13 +198,24 @@ impl Image {
                 "rootfs": {"type": "layers", "diff_ids": diff_ids},
             }),
         )?;
+        Self::write_index(dir, config, layers, descriptors, repeats_files)
+    }
+
+    /// Writes manifest and index; `described` are the layers' descriptors.
+    fn write_index(
+        dir: &Path,
+        config: BlobFile,
+        layers: Vec<BlobFile>,
+        layers_described: &[serde_json::Value],
+        repeats_files: bool,
+    ) -> Result<Self> {
         let manifest = write_json(
-            &blobs,
+            &dir.join("blobs/sha256"),
             &json!({
                 "schemaVersion": 2,
                 "mediaType": "application/vnd.oci.image.manifest.v1+json",
                 "config": described(&config, "application/vnd.oci.image.config.v1+json"),
-                "layers": descriptors,
+                "layers": layers_described,
             }),
         )?;
         let mut entry = described(&manifest, "application/vnd.oci.image.manifest.v1+json");

@@ -82,6 +82,7 @@ impl NodeSpec {
             ("store", String::new()),
             ("source", String::new()),
             ("snapshotter", String::new()),
+            ("lazy", String::new()),
             ("log", "filter = \"info\"\n".to_owned()),
         ];
         let mut registry = format!(
@@ -244,6 +245,14 @@ impl Node {
 
     pub(crate) fn admin_url(&self, path: &str) -> String {
         format!("http://{}:{ADMIN_PORT}{path}", self.machine.address())
+    }
+
+    /// Its program as a command line tool, told where the node is.
+    pub(crate) fn tool(&self, command: &str) -> std::process::Command {
+        let mut tool = self.machine.command(&self.program);
+        let config = self.machine.dir().join("node.toml");
+        tool.arg(command).arg("--config").arg(config);
+        tool
     }
 
     /// The node's own account.

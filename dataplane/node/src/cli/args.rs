@@ -38,6 +38,12 @@ pub enum Command {
     Node(NodeArgs),
     /// Fetch an image or a file, verified, and say where its bytes came from
     Get(GetArgs),
+    /// Mount an image now, and have the node fetch what is read of it
+    Mount(MountArgs),
+    /// Take such a mount down
+    Umount(UmountArgs),
+    /// Show what is mounted, and what its readers waited for
+    Mounts(MountsArgs),
     /// Show what a running node does: tasks, peers, bytes by origin
     Status(StatusArgs),
     /// Make a container runtime pull through the node
@@ -110,6 +116,64 @@ pub struct GetArgs {
     /// Print the result for programs
     #[arg(long)]
     pub json: bool,
+}
+
+/// `pantala mount`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pantala mount registry.test:5000/app:v1-erofs /mnt/app
+  pantala mount r.test/private:v1 /mnt/p --user me --password-stdin < password.txt
+
+The image must have been made for it: EROFS metadata and data layers. The mount outlives the node's
+restarts; `pantala umount` ends it. Run it as the user that the node runs as (root).")]
+pub struct MountArgs {
+    /// Image reference
+    #[arg(value_name = "IMAGE")]
+    pub image: String,
+    /// Directory to mount on
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// User to log in as
+    #[arg(long, requires = "password_stdin")]
+    pub user: Option<String>,
+    /// Read the password from stdin
+    #[arg(long, requires = "user")]
+    pub password_stdin: bool,
+    /// Logins in the format of docker and podman [default: where those keep them]
+    #[arg(long, value_name = "FILE", conflicts_with = "user")]
+    pub auth_file: Option<PathBuf>,
+    /// Configuration file of the node
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// `pantala umount`
+#[derive(Debug, Args)]
+pub struct UmountArgs {
+    /// Directory of the mount
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Configuration file of the node
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// `pantala mounts`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+LOCAL and REMOTE are the bytes that readers waited for since the node was started: those on this disk,
+and those that had to come from peers or the registry. A read that FAILED got EIO.")]
+pub struct MountsArgs {
+    /// Print the node's own JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Admin address of the node [default: admin.listen of the configuration]
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin: Option<SocketAddr>,
+    /// Configuration file that names the admin address
+    #[arg(long, value_name = "FILE", conflicts_with = "admin")]
+    pub config: Option<PathBuf>,
 }
 
 /// `pantala status`

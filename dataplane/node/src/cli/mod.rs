@@ -8,6 +8,7 @@ mod doctor;
 mod failure;
 mod get;
 mod http;
+mod mount;
 mod output;
 mod setup;
 mod status;
@@ -50,6 +51,9 @@ fn run(command: Command) -> Result<(), Failure> {
             crate::daemon::run(config).map_err(Failure::from)
         }
         Command::Get(args) => get::run(&args),
+        Command::Mount(args) => mount::mount(&args),
+        Command::Umount(args) => mount::umount(&args),
+        Command::Mounts(args) => mount::mounts(&args),
         Command::Status(args) => status::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Doctor(args) => doctor::run(&args),

@@ -12,10 +12,12 @@ use super::document::Document;
 use super::error::ConfigError;
 use super::rate::bytes_per_s;
 use super::raw::{
-    Raw, RawControl, RawLabels, RawLog, RawMirror, RawPeer, RawRegistry, RawSource, RawStore,
+    Raw, RawControl, RawLabels, RawLazy, RawLog, RawMirror, RawPeer, RawRegistry, RawSource,
+    RawStore,
 };
 use super::{
-    Admin, Config, Control, Labels, Log, LogFormat, Mirror, Peer, Registry, Source, Store, TlsFiles,
+    Admin, Config, Control, Labels, Lazy, Log, LogFormat, Mirror, Peer, Registry, Source, Store,
+    TlsFiles,
 };
 
 /// As many as the driver makes use of.
@@ -45,6 +47,7 @@ impl Raw {
             control: self.control.check(file)?,
             store: self.store.check(file)?,
             source: self.source.check(file)?,
+            lazy: self.lazy.check(file)?,
             labels: self.labels.check(file)?,
             log: self.log.check(file)?,
         })
@@ -77,6 +80,18 @@ impl RawSource {
                 1,
                 1_024,
             )?),
+        })
+    }
+}
+
+impl RawLazy {
+    fn check(&self, file: &Document<'_>) -> Result<Lazy, ConfigError> {
+        let timeout = ["lazy", "fill_timeout_ms"];
+        let timeout_ms = in_range(file, &timeout, self.fill_timeout_ms, 1, DAY_MS)?;
+        Ok(Lazy {
+            background_fill: self.background_fill,
+            fill_timeout: Duration::from_millis(timeout_ms),
+            supervisor: absolute(file, &["lazy", "supervisor"], &self.supervisor)?,
         })
     }
 }

@@ -11,7 +11,7 @@ use super::document::fields_of;
 type Fields = fn() -> &'static [&'static str];
 
 /// Each table of the file with the struct that reads it.
-pub(super) const SECTIONS: [(&str, Fields); 11] = [
+pub(super) const SECTIONS: [(&str, Fields); 12] = [
     ("", fields_of::<Raw>),
     ("mirror", fields_of::<RawMirror>),
     ("registries.*", fields_of::<RawRegistry>),
@@ -21,6 +21,7 @@ pub(super) const SECTIONS: [(&str, Fields); 11] = [
     ("store", fields_of::<RawStore>),
     ("source", fields_of::<RawSource>),
     ("snapshotter", fields_of::<RawSnapshotter>),
+    ("lazy", fields_of::<RawLazy>),
     ("labels", fields_of::<RawLabels>),
     ("log", fields_of::<RawLog>),
 ];
@@ -45,6 +46,7 @@ pub(super) struct Raw {
     pub(super) store: RawStore,
     pub(super) source: RawSource,
     pub(super) snapshotter: RawSnapshotter,
+    pub(super) lazy: RawLazy,
     pub(super) labels: RawLabels,
     pub(super) log: RawLog,
 }
@@ -195,6 +197,25 @@ impl Default for RawSnapshotter {
             listen: String::new(),
             root: String::new(),
             containerd: "/run/containerd/containerd.sock".into(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawLazy {
+    pub(super) background_fill: bool,
+    pub(super) fill_timeout_ms: u64,
+    pub(super) supervisor: String,
+}
+
+impl Default for RawLazy {
+    fn default() -> Self {
+        Self {
+            background_fill: true,
+            // Longer than a source takes to be given up, shorter than a kernel's patience with a task.
+            fill_timeout_ms: 60_000,
+            supervisor: String::new(),
         }
     }
 }

@@ -20,6 +20,9 @@ use crate::backend::NodeBackend;
 use crate::config::Config;
 use crate::control_link::ControlLink;
 use crate::engine::{Board, SHUTDOWN_GRACE, Shared};
+use crate::lazy::Settings;
+use crate::lazy::adopt::{Before, default_supervisor};
+use crate::lazy::operator::Operator;
 use crate::metrics::Metrics;
 use crate::peer::{Peers, Server};
 use crate::snapshots::Snapshots;
@@ -32,6 +35,7 @@ pub(super) struct Node {
     shared: Arc<Shared>,
     mirror: Mirror<NodeBackend>,
     admin: Admin,
+    operator: Operator,
     control: Option<ControlServer>,
     snapshots: Option<Snapshots>,
 }
@@ -45,7 +49,10 @@ impl Node {
             )
         })?;
         // First, because it takes the lock that tells a second node to go away.
-        let (store, store_limit_bytes) = open_store(config)?;
+        let before = Before::look(lazy_settings(config)?)
+            .await
+            .context("cannot look after lazy mounts")?;
+        let (store, store_limit_bytes) = open_store(config, &before)?;
         let control = start_control(config).await?;
         let target = join_target(config, control.as_ref())?;
         let identity = Arc::new(join(config, &target).await?);
@@ -78,6 +85,11 @@ impl Node {
             metrics,
             board,
         );
+        // Before anybody else opens a blob: those that are mounted are taken up first.
+        let lazy = before
+            .adopt(Arc::clone(&shared))
+            .await
+            .context("cannot take up lazy mounts")?;
         tokio::spawn(ControlLink::run(events, Arc::clone(&shared)));
         tokio::spawn(ControlLink::report_paths(Arc::downgrade(&shared)));
 
@@ -93,8 +105,9 @@ impl Node {
             control_embedded: control.is_some(),
             store_limit_bytes,
         };
-        let snapshots = Snapshots::start(config.snapshotter.as_ref()).await?;
-        let admin = Admin::bind(config.admin.listen, Arc::clone(&shared), about).await?;
+        let snapshots = Snapshots::start(config.snapshotter.as_ref(), &lazy).await?;
+        let operator = Operator::bind(Arc::clone(&lazy))?;
+        let admin = Admin::bind(config.admin.listen, Arc::clone(&shared), lazy, about).await?;
         tracing::info!(
             mirror = %mirror.local_addr(),
             admin = %admin.local_addr()?,
@@ -106,6 +119,7 @@ impl Node {
             shared,
             mirror,
             admin,
+            operator,
             control,
             snapshots,
         })
@@ -115,6 +129,7 @@ impl Node {
     pub(super) async fn run(self, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
         let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();
         let admin = tokio::spawn(self.admin.serve());
+        let operator = tokio::spawn(self.operator.serve());
         let mut mirror = tokio::spawn(self.mirror.serve(async {
             // Gone without a word means gone.
             stopped.await.unwrap_or_default();
@@ -136,12 +151,33 @@ impl Node {
             control.shutdown().await;
         }
         admin.abort();
+        operator.abort();
         tracing::info!("stopped");
         Ok(())
     }
 }
 
-fn open_store(config: &Config) -> anyhow::Result<(Store, u64)> {
+fn lazy_settings(config: &Config) -> anyhow::Result<Settings> {
+    let supervisor = match &config.lazy.supervisor {
+        Some(supervisor) => supervisor.clone(),
+        None => {
+            let own = std::env::current_exe().context("where this program is cannot be found")?;
+            default_supervisor(&own)
+        }
+    };
+    let registries = config.registries.iter();
+    Ok(Settings {
+        dir: config.data_dir.join("lazy"),
+        supervisor,
+        background_fill: config.lazy.background_fill,
+        fill_timeout: config.lazy.fill_timeout,
+        registries: registries
+            .map(|(host, registry)| (host.clone(), registry.url.to_string()))
+            .collect(),
+    })
+}
+
+fn open_store(config: &Config, before: &Before) -> anyhow::Result<(Store, u64)> {
     let dir = config.data_dir.join("store");
     let disk = rustix::fs::statvfs(&config.data_dir).with_context(|| {
         format!(
@@ -153,12 +189,14 @@ fn open_store(config: &Config) -> anyhow::Result<(Store, u64)> {
         .store
         .limit
         .bytes_of(disk.f_blocks.saturating_mul(disk.f_frsize));
-    let store = Store::open(StoreConfig {
+    let store_config = StoreConfig {
         dir,
         limit_bytes,
         low_watermark_percent: config.store.low_watermark_percent,
-    })
-    .context("cannot open the store")?;
+    };
+    let files = Arc::new(before.file_system()?);
+    let store = Store::open_keeping(store_config, files, &before.keep())
+        .context("cannot open the store")?;
     Ok((store, limit_bytes))
 }
 

@@ -10,6 +10,7 @@ mod board;
 mod direct;
 mod fetch_peer;
 mod fetch_source;
+mod fill;
 mod opening;
 mod reader;
 mod recheck;
@@ -31,6 +32,7 @@ use parking_lot::Mutex;
 
 pub use board::Board;
 pub use direct::{DirectError, DirectStream};
+pub use fill::{FillFailed, Filled};
 pub use opening::Opened;
 pub use reader::{ReadError, ReadRequest, ReadStream};
 pub use task::{SourceAccess, Task, TaskState, TaskSummary};
@@ -185,7 +187,14 @@ impl Shared {
     }
 
     /// Opens or creates a blob, and keeps it open for the next use.
-    fn open_blob(&self, digest: &BlobDigest, size_bytes: u64) -> Result<Blob, StoreError> {
+    ///
+    /// # Errors
+    /// As [`Store::create`].
+    pub(crate) fn open_blob(
+        &self,
+        digest: &BlobDigest,
+        size_bytes: u64,
+    ) -> Result<Blob, StoreError> {
         let blob = match self.store.create(digest, size_bytes) {
             // An open blob cannot be evicted: those that only wait for a next use make room.
             Err(error) if error.is_full() => {

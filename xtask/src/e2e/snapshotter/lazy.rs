@@ -3,16 +3,17 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
 use super::lazy_image::{self, LazyImage};
-use super::{Outcome, Stage, Test, test, tree};
+use super::{Outcome, RECONNECT_MAX, Stage, Test, test, tree};
 use crate::rig::containerd::{Containerd, Cri, Plugins, REGISTRY_NAME, Route, SNAPSHOTTER};
 use crate::rig::cri::NAMESPACE;
 use crate::rig::enclosure::rig_name;
 use crate::rig::image::PROGRAM;
+use crate::rig::node::{Node, NodeSpec};
 use crate::rig::process::Process;
 use crate::rig::registry::{Access, Registry};
 
@@ -21,6 +22,14 @@ const LAZY: &str = "test/lazy:v1";
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
+        test!(
+            "snapshotter: containerd starts an EROFS image that the node mounts lazily",
+            |stage| by_node(stage, true)
+        ),
+        test!(
+            "snapshotter: the node finds the image of a lazy layer by asking containerd",
+            |stage| by_node(stage, false)
+        ),
         test!(
             "snapshotter: an EROFS image runs and containerd has none of its layers",
             |stage| erofs(stage, true)
@@ -40,17 +49,30 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// A snapshotter over local files, and a containerd with CRI that uses it.
+/// Who mounts.
+enum Behind {
+    /// A snapshotter over local files.
+    Local(Process),
+    /// A node, lazily.
+    Node(Box<Node>),
+}
+
+/// A snapshotter, and a containerd with CRI that uses it.
 struct Host {
     containerd: Containerd,
-    snapshotter: Process,
+    behind: Behind,
     root: PathBuf,
     route: Route,
     _registry: Registry,
 }
 
 impl Host {
-    async fn set_up(stage: &Stage, lazy: &LazyImage, annotates: bool) -> Result<Self> {
+    async fn set_up(
+        stage: &Stage,
+        lazy: &LazyImage,
+        annotates: bool,
+        by_node: bool,
+    ) -> Result<Self> {
         let registry = Registry::start(&stage.rig.machine("registry")?, Access::Plain).await?;
         registry.push(&lazy.image, LAZY).await?;
         let machine = stage.rig.machine("node")?;
@@ -60,15 +82,29 @@ impl Host {
             run.join("snapshotter.sock"),
             machine.dir().join("snapshots"),
         );
-        let blobs = lazy.image.path_of(&lazy.image.manifest);
-        let mut command = machine.command(&stage.programs.local_erofs);
-        command.args([&socket, &root, &run.join("c.sock")]);
-        command.arg(blobs.parent().unwrap_or(&blobs));
-        let log = machine.dir().join("snapshotter.log");
-        let mut snapshotter = Process::start("the snapshotter", command, &log)?;
-        snapshotter
-            .wait_until("listened", START_MAX, async || socket.exists())
-            .await?;
+        let containerd_socket = run.join("c.sock");
+        let behind = if by_node {
+            let lines =
+                format!("listen = {socket:?}\nroot = {root:?}\ncontainerd = {containerd_socket:?}");
+            let spec = NodeSpec {
+                registry: registry.url(),
+                ..NodeSpec::default()
+            };
+            let spec = spec.with("snapshotter", lines);
+            let node = Node::start(&machine, &stage.programs.node, &spec).await?;
+            Behind::Node(Box::new(node))
+        } else {
+            let blobs = lazy.image.path_of(&lazy.image.manifest);
+            let mut command = machine.command(&stage.programs.local_erofs);
+            command.args([&socket, &root, &containerd_socket]);
+            command.arg(blobs.parent().unwrap_or(&blobs));
+            let log = machine.dir().join("snapshotter.log");
+            let mut snapshotter = Process::start("the snapshotter", command, &log)?;
+            snapshotter
+                .wait_until("listened", START_MAX, async || socket.exists())
+                .await?;
+            Behind::Local(snapshotter)
+        };
         let plugins = Plugins {
             snapshotter: Some(socket),
             cri: Some(Cri { annotates }),
@@ -82,7 +118,7 @@ impl Host {
         };
         Ok(Self {
             containerd,
-            snapshotter,
+            behind,
             root,
             route,
             _registry: registry,
@@ -117,11 +153,27 @@ impl Host {
             .look_at(NAMESPACE, SNAPSHOTTER, &chain_id, tree::read)
             .await?;
         tree::compare(&tree::read(&lazy.source)?, &seen?)?;
-        let log = self.snapshotter.log();
-        ensure!(
-            log.contains(&format!("mounted a layer of {registry}/test/lazy")),
-            "the snapshotter was not told the image:\n{log}"
-        );
+        if let Behind::Local(snapshotter) = &self.behind {
+            let log = snapshotter.log();
+            ensure!(
+                log.contains(&format!("mounted a layer of {registry}/test/lazy")),
+                "the snapshotter was not told the image:\n{log}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits until containerd has noticed that the node is back: it tries again after a pause.
+    async fn wait_reconnected(&self) -> Result<()> {
+        let start = Instant::now();
+        let list = ["snapshots", "--snapshotter", SNAPSHOTTER, "ls"];
+        while let Err(error) = self.ctr(&list).await {
+            ensure!(
+                start.elapsed() < RECONNECT_MAX,
+                "after {RECONNECT_MAX:?}: {error:#}"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
         Ok(())
     }
 
@@ -159,9 +211,30 @@ async fn erofs(stage: &Stage, annotates: bool) -> Result<Outcome> {
         return Ok(Outcome::Missed("containerd needs root".into()));
     }
     let lazy = lazy_image::erofs(&stage.rig.scratch("erofs")?)?;
-    let host = Host::set_up(stage, &lazy, annotates).await?;
+    let host = Host::set_up(stage, &lazy, annotates, false).await?;
     // The manifest and the configuration.
     host.runs(&lazy, 2, registry_known(annotates)).await?;
+    host.leaves_nothing().await?;
+    Ok(Outcome::Passed)
+}
+
+async fn by_node(stage: &Stage, annotates: bool) -> Result<Outcome> {
+    if let Some(why) = lazy_image::missing() {
+        return Ok(Outcome::Missed(why));
+    }
+    if !stage.rig.has_namespaces() {
+        return Ok(Outcome::Missed("containerd needs root".into()));
+    }
+    let lazy = lazy_image::erofs(&stage.rig.scratch("erofs")?)?;
+    let mut host = Host::set_up(stage, &lazy, annotates, true).await?;
+    host.runs(&lazy, 2, "").await?;
+    // The mount outlives the node, and the next one takes it up.
+    if let Behind::Node(node) = &mut host.behind {
+        node.kill();
+        node.start_again().await?;
+    }
+    host.wait_reconnected().await?;
+    host.runs(&lazy, 2, "").await?;
     host.leaves_nothing().await?;
     Ok(Outcome::Passed)
 }
@@ -174,7 +247,7 @@ async fn nydus(stage: &Stage, annotates: bool) -> Result<Outcome> {
         return Ok(Outcome::Missed("containerd needs root".into()));
     }
     let lazy = lazy_image::nydus(&stage.rig.scratch("nydus")?)?;
-    let host = Host::set_up(stage, &lazy, annotates).await?;
+    let host = Host::set_up(stage, &lazy, annotates, false).await?;
     // The bootstrap besides.
     host.runs(&lazy, 3, registry_known(annotates)).await?;
     host.leaves_nothing().await?;

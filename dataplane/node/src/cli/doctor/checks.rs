@@ -9,8 +9,6 @@ use crate::config::{ByteSize, Config, DEFAULT_PATH};
 
 /// UDP segmentation and coalescing offloads, which make QUIC cheap, are complete from here on.
 const KERNEL_MIN: (u32, u32) = (5, 0);
-/// Where the kernel's pre-content events begin.
-const KERNEL_FANOTIFY: (u32, u32) = (6, 14);
 /// A burst of a 10 Gbit/s path over 3 ms of a busy thread.
 const SOCKET_BUFFER_MIN_BYTES: u64 = 4 << 20;
 /// Files open beside client connections: blobs with their metadata, peers, the registry.
@@ -56,7 +54,7 @@ pub(super) fn all(facts: &Facts, config: &Config) -> Vec<Check> {
     vec![
         kernel(&facts.kernel),
         io_uring(facts),
-        fanotify(&facts.kernel),
+        lazy(facts),
         rights(facts),
         udp_buffers(facts),
         data(&facts.disk, config),
@@ -98,13 +96,27 @@ fn io_uring(facts: &Facts) -> Check {
     }
 }
 
-fn fanotify(release: &str) -> Check {
-    let has = version(release).is_some_and(|version| version >= KERNEL_FANOTIFY);
-    let finding = match has {
-        true => "new enough for pre-content events",
-        false => "no pre-content events before Linux 6.14",
-    };
-    Check::ok("fanotify", format!("{finding}; not used by this version"))
+fn lazy(facts: &Facts) -> Check {
+    let name = "lazy mounts";
+    if !facts.poisoned.is_empty() {
+        return Check::problem(
+            name,
+            format!(
+                "taken down, since reads may have given zeros: {}",
+                facts.poisoned.join(", ")
+            ),
+            "end what used them, run `pantala umount` on each, and mount them again; keep pantala-supervisor alive when the node is stopped (KillMode=process)",
+        );
+    }
+    match &facts.lazy {
+        Some(Ok(())) => Check::ok(name, "fanotify and file-backed EROFS work here"),
+        Some(Err(why)) => Check::warning(
+            name,
+            why.as_str(),
+            "`pantala mount` does not work here; everything else does",
+        ),
+        None => Check::ok(name, "not tried: only root can mount"),
+    }
 }
 
 fn rights(facts: &Facts) -> Check {
@@ -123,7 +135,7 @@ fn rights(facts: &Facts) -> Check {
     };
     Check::ok(
         "rights",
-        format!("{user}, with {with}; this version needs none"),
+        format!("{user}, with {with}; only `pantala mount` needs one, CAP_SYS_ADMIN"),
     )
 }
 
@@ -290,6 +302,8 @@ mod tests {
         Facts {
             kernel: "6.1.0-13-amd64".into(),
             io_uring: Ok(()),
+            lazy: Some(Ok(())),
+            poisoned: Vec::new(),
             is_root: true,
             capabilities: u64::MAX,
             rmem_max_bytes: Some(8 << 20),
@@ -384,6 +398,22 @@ mod tests {
             disk(&mut facts, change);
             assert_eq!(judged(&facts), [("data", Level::Warning)]);
         }
+    }
+
+    #[test]
+    fn lazy_mounts_that_cannot_be_made_are_a_warning_and_poisoned_ones_a_problem() {
+        assert_eq!(lazy(&good()).level, Level::Ok);
+        let unable = Facts {
+            lazy: Some(Err("no such events".into())),
+            ..good()
+        };
+        assert_eq!(lazy(&unable).level, Level::Warning);
+        let poisoned = Facts {
+            poisoned: vec!["/mnt/x".into()],
+            ..good()
+        };
+        let check = lazy(&poisoned);
+        assert!(check.level == Level::Problem && check.finding.contains("/mnt/x"));
     }
 
     #[test]

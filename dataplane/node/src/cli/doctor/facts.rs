@@ -4,10 +4,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use pantala_lazy::backend::fanotify::probe;
 use rustix::process::{Resource, getrlimit};
 
 use super::super::setup::containerd::{self, CertsDir};
 use crate::config::Config;
+use crate::lazy::record::Records;
 
 /// containerd's usual directory of registry settings.
 pub(super) const CERTS_DIR: &str = "/etc/containerd/certs.d";
@@ -18,6 +20,10 @@ pub(super) struct Facts {
     pub(super) kernel: String,
     /// Whether the ring driver works here, or why not.
     pub(super) io_uring: Result<(), String>,
+    /// What came of trying a lazy mount; only root can try.
+    pub(super) lazy: Option<Result<(), String>>,
+    /// Directories of lazy mounts that were found poisoned.
+    pub(super) poisoned: Vec<String>,
     pub(super) is_root: bool,
     pub(super) capabilities: u64,
     pub(super) rmem_max_bytes: Option<u64>,
@@ -48,19 +54,27 @@ impl Facts {
             let line = status.lines().find(|l| l.starts_with(name))?;
             line.split_whitespace().nth(1).map(str::to_owned)
         };
+        let is_root = rustix::process::geteuid().is_root();
+        let disk = disk(&config.data_dir);
         Self {
+            lazy: disk
+                .as_ref()
+                .ok()
+                .filter(|_| is_root)
+                .map(|disk| probe::probe(&disk.path).map_err(|unable| unable.to_string())),
+            poisoned: poisoned(&config.data_dir),
             kernel: rustix::system::uname()
                 .release()
                 .to_string_lossy()
                 .into_owned(),
             io_uring: pantala_quic::probe_ring(),
-            is_root: rustix::process::geteuid().is_root(),
+            is_root,
             capabilities: of_status("CapEff:")
                 .and_then(|hex| u64::from_str_radix(&hex, 16).ok())
                 .unwrap_or(0),
             rmem_max_bytes: number("/proc/sys/net/core/rmem_max"),
             wmem_max_bytes: number("/proc/sys/net/core/wmem_max"),
-            disk: disk(&config.data_dir),
+            disk,
             open_files_max: getrlimit(Resource::Nofile).current,
             since_1970: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
@@ -76,6 +90,16 @@ impl Facts {
             mirrored: mirrored(Path::new(CERTS_DIR)),
         }
     }
+}
+
+fn poisoned(data_dir: &Path) -> Vec<String> {
+    let records = Records::new(data_dir.join("lazy/mounts")).read();
+    // Closed to this user, or none: nothing that can be told of.
+    let records = records.unwrap_or_default().into_iter();
+    let poisoned = records.filter(|record| record.poisoned);
+    poisoned
+        .map(|record| record.at.display().to_string())
+        .collect()
 }
 
 fn number(path: &str) -> Option<u64> {

@@ -21,7 +21,12 @@ const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 
 /// The login of `--user` and `--password-stdin`, if given.
 pub(super) fn login_of_arguments(args: &GetArgs) -> Result<Option<Credential>, Failure> {
-    let Some(user) = &args.user else {
+    login(args.user.as_deref())
+}
+
+/// The login of this user, if one is named, with the password from stdin.
+pub(in crate::cli) fn login(user: Option<&str>) -> Result<Option<Credential>, Failure> {
+    let Some(user) = user else {
         return Ok(None);
     };
     let mut password = String::new();
@@ -34,13 +39,13 @@ pub(super) fn login_of_arguments(args: &GetArgs) -> Result<Option<Credential>, F
     let password = password.trim_end_matches(['\r', '\n']);
     if password.is_empty() {
         return Err(Failure::usage("the password on stdin is empty")
-            .hint("write it there: `pantala get ... --password-stdin < FILE`"));
+            .hint("write it there: `pantala get|mount ... --password-stdin < FILE`"));
     }
     Ok(Some(Credential::login(user, password)))
 }
 
 /// The stored login for `repository` of `registry`, or nobody's name.
-pub(super) fn stored(
+pub(in crate::cli) fn stored(
     file: Option<&Path>,
     registry: &str,
     repository: &str,

@@ -3,7 +3,7 @@
 //! Everything is written to `PATH.partial` first and renamed when it is complete and verified. What
 //! an interrupted run left there is verified and taken up by the next.
 
-mod auth;
+pub(super) mod auth;
 mod blob;
 mod file;
 mod image;

@@ -1,5 +1,8 @@
 //! The kernel's ways to learn that bytes are touched which are not here yet.
 
+pub mod erofs;
+pub mod fanotify;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -65,7 +68,7 @@ pub enum MountError {
     #[error("nothing of ours is mounted on {0}")]
     NotMounted(PathBuf),
     /// The keeper of the kernel's descriptors is gone, or says no.
-    #[error("the supervisor {what}: {why}")]
+    #[error("the supervisor ({what}): {why}")]
     Supervisor {
         /// What was asked of it.
         what: String,
@@ -82,6 +85,16 @@ pub trait Backend: Send + Sync + 'static {
     /// Mounts; from its return on, every read is answered by the devices' `fill` or fails.
     fn mount(&self, spec: MountSpec) -> BoxFuture<'_, Result<(), MountError>>;
 
-    /// Takes the mount down; reads still under way fail.
+    /// Takes up a mount that was made before the daemon was restarted; nothing is mounted.
+    fn adopt(&self, spec: MountSpec) -> BoxFuture<'_, Result<(), MountError>> {
+        Box::pin(async move {
+            Err(MountError::Supervisor {
+                what: format!("adoption of {}", spec.at.display()),
+                why: format!("a mount over {} ends with its daemon", self.kind().name()),
+            })
+        })
+    }
+
+    /// Takes the mount down. One that is in use stays, and the error says so.
     fn unmount<'a>(&'a self, at: &'a std::path::Path) -> BoxFuture<'a, Result<(), MountError>>;
 }
