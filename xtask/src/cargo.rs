@@ -21,6 +21,8 @@ pub(crate) struct Programs {
     pub(crate) node: PathBuf,
     /// `pantala-control`
     pub(crate) control: PathBuf,
+    /// The snapshotter with lazy layers in local files; there after [`build_example`].
+    pub(crate) local_erofs: PathBuf,
 }
 
 /// The root of the workspace.
@@ -60,6 +62,20 @@ pub(crate) fn build_release(packages: &[&str]) -> Result<()> {
     Ok(())
 }
 
+/// Builds the example `name` of `package`.
+pub(crate) fn build_example(package: &str, name: &str, profile: Profile) -> Result<()> {
+    let mut command = cargo();
+    command.args(["build", "--package", package, "--example", name]);
+    if profile == Profile::Release {
+        command.arg("--release");
+    }
+    let status = command.status().context("starting cargo")?;
+    if !status.success() {
+        bail!("building the example {name} failed ({status})");
+    }
+    Ok(())
+}
+
 /// Where the program `name` lies after [`build_release`].
 pub(crate) fn release_program(name: &str) -> PathBuf {
     target_dir().join("release").join(name)
@@ -83,6 +99,7 @@ impl Programs {
         Self {
             node: dir.join("pantala"),
             control: dir.join("pantala-control"),
+            local_erofs: dir.join("examples/local_erofs"),
         }
     }
 

@@ -47,10 +47,10 @@ pub struct Config {
     pub store: Store,
     /// How registries are asked.
     pub source: Source,
-    /// Images mounted before their data has arrived.
-    pub lazy: Lazy,
     /// The snapshotter for containerd; off where absent.
     pub snapshotter: Option<Snapshotter>,
+    /// Images mounted before their data has arrived.
+    pub lazy: Lazy,
     /// Where this node stands, for the choice of near parents.
     pub labels: Labels,
     /// What is logged, and how.

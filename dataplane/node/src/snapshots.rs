@@ -1,12 +1,15 @@
 //! The snapshotter of this node: started, stopped, and told what can be mounted lazily.
 
+use std::sync::Arc;
+
 use anyhow::Context;
-use pantala_snapshotter::{ImageFinder, Server, Snapshotter};
+use pantala_snapshotter::{ImageFinder, LazyLayers, Server, Snapshotter};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::config;
 use crate::engine::SHUTDOWN_GRACE;
+use crate::lazy::{Lazy, SnapshotLayers};
 
 /// A snapshotter that serves containerd.
 pub(crate) struct Snapshots {
@@ -18,14 +21,14 @@ impl Snapshots {
     /// Starts it, where the configuration asks for it.
     pub(crate) async fn start(
         config: Option<&config::Snapshotter>,
+        lazy: &Arc<Lazy>,
     ) -> anyhow::Result<Option<Self>> {
         let Some(config) = config else {
             return Ok(None);
         };
         let images = config.containerd.clone().map(ImageFinder::new);
-        // Nothing of this node mounts lazily yet.
-        let lazy = None;
-        let snapshotter = Snapshotter::open(config.root.clone(), lazy, images)
+        let layers: Arc<dyn LazyLayers> = Arc::new(SnapshotLayers::new(Arc::clone(lazy)));
+        let snapshotter = Snapshotter::open(config.root.clone(), Some(layers), images)
             .await
             .context("cannot open the snapshots (snapshotter.root)")?;
         let server = Server::bind(config.listen.clone(), snapshotter)

@@ -6,6 +6,8 @@ use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+
 use crate::core::{Kind, Overlay};
 use crate::error::{DiskError, about};
 use crate::records::sync_dir;
@@ -78,6 +80,25 @@ impl Directories {
             }
             _ => Ok(dir),
         }
+    }
+
+    /// The file that an image's author put at `name` into the snapshot. A link would lead whoever opens it
+    /// as root to any file of this machine.
+    pub(crate) fn file_of(&self, id: u64, name: &str) -> Result<PathBuf, DiskError> {
+        let root = self.fs(id);
+        let path = root.join(name);
+        let open = || {
+            let root = fs::File::open(&root)?;
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            let file = fs::File::from(openat2(root, name, flags, Mode::empty(), resolve)?);
+            match file.metadata()?.is_file() {
+                true => Ok(()),
+                false => Err(io::Error::other("it is no file")),
+            }
+        };
+        open().map_err(about("open", &path))?;
+        Ok(path)
     }
 
     /// Whether an image was ever mounted here.

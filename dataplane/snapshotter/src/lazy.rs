@@ -19,7 +19,7 @@ pub enum LazyContent {
     },
     /// What a nydus bootstrap describes.
     Nydus {
-        /// The bootstrap, on the local disk. Written by an image: not to be trusted.
+        /// The bootstrap: a regular file below the snapshot, whose content is not to be trusted.
         bootstrap: PathBuf,
     },
 }

@@ -64,10 +64,10 @@ impl wire::snapshots_server::Snapshots for Service {
         &self,
         request: Request<wire::PrepareSnapshotRequest>,
     ) -> Result<Response<wire::PrepareSnapshotResponse>, Status> {
-        let namespace = namespace(&request);
+        let header = namespace_header(&request);
         let message = request.into_inner();
         let call = Call {
-            namespace,
+            namespace: header.unwrap_or_else(|| namespace_of(&message.key)),
             snapshotter: message.snapshotter,
         };
         let (key, parent) = (message.key, message.parent);
@@ -80,10 +80,10 @@ impl wire::snapshots_server::Snapshots for Service {
         &self,
         request: Request<wire::ViewSnapshotRequest>,
     ) -> Result<Response<wire::ViewSnapshotResponse>, Status> {
-        let namespace = namespace(&request);
+        let header = namespace_header(&request);
         let message = request.into_inner();
         let call = Call {
-            namespace,
+            namespace: header.unwrap_or_else(|| namespace_of(&message.key)),
             snapshotter: message.snapshotter,
         };
         let (key, parent) = (message.key, message.parent);
@@ -96,10 +96,10 @@ impl wire::snapshots_server::Snapshots for Service {
         &self,
         request: Request<wire::MountsRequest>,
     ) -> Result<Response<wire::MountsResponse>, Status> {
-        let namespace = namespace(&request);
+        let header = namespace_header(&request);
         let message = request.into_inner();
         let call = Call {
-            namespace,
+            namespace: header.unwrap_or_else(|| namespace_of(&message.key)),
             snapshotter: message.snapshotter,
         };
         let snapshotter = self.snapshotter.clone();
@@ -207,14 +207,15 @@ impl wire::snapshots_server::Snapshots for Service {
     }
 }
 
-/// containerd sends the namespace of its caller on.
-fn namespace<T>(request: &Request<T>) -> String {
-    request
-        .metadata()
-        .get("containerd-namespace")
-        .and_then(|value| value.to_str().ok())
-        .unwrap_or_default()
-        .to_owned()
+/// The namespace of containerd's caller, which containerd sends on for CRI only.
+fn namespace_header<T>(request: &Request<T>) -> Option<String> {
+    let value = request.metadata().get("containerd-namespace")?;
+    Some(value.to_str().ok()?.to_owned())
+}
+
+/// The same from a key: containerd makes them of the namespace, a number and its caller's key.
+fn namespace_of(key: &str) -> String {
+    key.split('/').next().unwrap_or_default().to_owned()
 }
 
 /// containerd acts on the code: `AlreadyExists` ends the download of a layer.

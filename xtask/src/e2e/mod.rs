@@ -20,7 +20,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use futures_util::future::LocalBoxFuture;
 
-use crate::cargo::{Profile, Programs};
+use crate::cargo::{self, Profile, Programs};
 use crate::packages;
 use crate::rig::{Rig, enclosure};
 pub(crate) use stage::Stage;
@@ -98,8 +98,8 @@ fn all() -> Vec<Test> {
     tests.extend(source_faults::tests());
     tests.extend(peer_faults::tests());
     tests.extend(crash::tests());
-    tests.extend(lazy::tests());
     tests.extend(snapshotter::tests());
+    tests.extend(lazy::tests());
     tests
 }
 
@@ -126,6 +126,7 @@ pub(crate) fn main(options: &Options) -> Result<ExitCode> {
     }
     packages::ensure(&lists)?;
     Programs::build(profile)?;
+    cargo::build_example("pantala-snapshotter", "local_erofs", profile)?;
     let mut arguments = vec!["e2e".to_owned()];
     if options.quick {
         arguments.push("--quick".into());

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use super::cri;
 use super::enclosure::rig_name;
 use super::image::Image;
-use super::machine::Machine;
+use super::machine::{Machine, run};
 use super::process::{Finished, Process, run_to_end};
 
 const START_MAX: Duration = Duration::from_secs(30);
@@ -19,6 +20,54 @@ pub(crate) const REGISTRY_NAME: &str = "registry.test:5000";
 
 /// What a snapshotter of ours is called.
 pub(crate) const SNAPSHOTTER: &str = "pantala";
+
+/// What a containerd is started with besides the usual.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Plugins {
+    /// The socket of a snapshotter, which is called [`SNAPSHOTTER`].
+    pub(crate) snapshotter: Option<PathBuf>,
+    /// Kubernetes' interface, with that snapshotter.
+    pub(crate) cri: Option<Cri>,
+}
+
+/// How CRI is set.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cri {
+    /// Whether it tells the snapshotter which image it pulls.
+    pub(crate) annotates: bool,
+}
+
+impl Plugins {
+    fn disabled(&self) -> String {
+        let cri = match self.cri {
+            Some(_) => "",
+            None => "\"io.containerd.grpc.v1.cri\", ",
+        };
+        format!("disabled_plugins = [{cri}\"io.containerd.internal.v1.opt\"]\n")
+    }
+
+    fn tables(&self, dir: &Path) -> String {
+        let mut text = String::new();
+        if let Some(socket) = &self.snapshotter {
+            text.push_str(&format!(
+                "[proxy_plugins.{SNAPSHOTTER}]\ntype = \"snapshot\"\naddress = {socket:?}\n"
+            ));
+        }
+        if let Some(cri) = self.cri {
+            let table = "[plugins.\"io.containerd.grpc.v1.cri\"";
+            // Directories of its own, because it makes those that it does not find.
+            text.push_str(&format!(
+                "{table}]\nstream_server_address = \"127.0.0.1\"\n{table}.cni]\nconf_dir = {0:?}\nbin_dir = {0:?}\n\
+                 {table}.containerd]\nsnapshotter = \"{SNAPSHOTTER}\"\ndisable_snapshot_annotations = {1}\n\
+                 {table}.registry]\nconfig_path = {2:?}\n",
+                dir.join("cni"),
+                !cri.annotates,
+                dir.join("certs.d"),
+            ));
+        }
+        text
+    }
+}
 
 /// Where a pull goes.
 #[derive(Debug, Clone)]
@@ -45,12 +94,11 @@ pub(crate) struct Containerd {
 impl Containerd {
     /// Starts containerd on `machine`. Needs root.
     pub(crate) async fn start(machine: &Machine) -> Result<Self> {
-        Self::start_with(machine, None).await
+        Self::start_with(machine, &Plugins::default()).await
     }
 
-    /// The same with a snapshotter that listens on the socket `snapshotter`, by the name of
-    /// [`SNAPSHOTTER`].
-    pub(crate) async fn start_with(machine: &Machine, snapshotter: Option<&Path>) -> Result<Self> {
+    /// The same with more plugins.
+    pub(crate) async fn start_with(machine: &Machine, plugins: &Plugins) -> Result<Self> {
         let root = machine.dir().join("containerd");
         // In the rig's private /run: the paths of sockets are short there.
         let run = Path::new("/run").join(machine.address().to_string());
@@ -58,12 +106,11 @@ impl Containerd {
         fs::create_dir_all(&root)?;
         let socket = run.join("c.sock");
         let config = machine.dir().join("containerd.toml");
-        let plugin = snapshotter.map_or_else(String::new, |socket| {
-            format!("[proxy_plugins.{SNAPSHOTTER}]\ntype = \"snapshot\"\naddress = {socket:?}\n")
-        });
         let text = format!(
-            "version = 2\nroot = {root:?}\nstate = {:?}\ndisabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.internal.v1.opt\"]\n[grpc]\naddress = {socket:?}\n{plugin}",
-            run.join("state")
+            "version = 2\nroot = {root:?}\nstate = {:?}\n{}[grpc]\naddress = {socket:?}\n{}",
+            run.join("state"),
+            plugins.disabled(),
+            plugins.tables(machine.dir())
         );
         fs::write(&config, text)?;
         let mut command = machine.command("containerd");
@@ -137,9 +184,21 @@ impl Containerd {
         Ok(())
     }
 
+    /// Has CRI pull `repository:tag`.
+    pub(crate) async fn pull_by_cri(&self, name: &str, route: &Route) -> Result<()> {
+        self.write_hosts(route)?;
+        cri::pull(&self.socket, &Self::reference(name), CTR_MAX).await
+    }
+
     /// `ctr` with these arguments, which must succeed; what it printed.
     pub(crate) async fn call(&self, arguments: &[&str]) -> Result<String> {
-        let mut command = self.ctr();
+        self.call_in(&rig_name(), arguments).await
+    }
+
+    /// The same in another namespace of containerd's.
+    pub(crate) async fn call_in(&self, namespace: &str, arguments: &[&str]) -> Result<String> {
+        let mut command = self.machine.command("ctr");
+        command.arg("-a").arg(&self.socket).args(["-n", namespace]);
         command.args(arguments);
         let what = format!("ctr {}", arguments.join(" "));
         Ok(run_to_end(command, CTR_MAX).await?.ok(&what)?.output)
@@ -171,7 +230,35 @@ impl Containerd {
         &mut self.process
     }
 
-    fn blobs_dir(&self) -> PathBuf {
+    /// Has `look` look at what the committed snapshot `chain_id` holds, through an active one on it:
+    /// a view by `ctr` is garbage from the start.
+    pub(crate) async fn look_at<T>(
+        &self,
+        namespace: &str,
+        snapshotter: &str,
+        chain_id: &str,
+        look: impl FnOnce(&Path) -> T,
+    ) -> Result<T> {
+        const KEY: &str = "looked-at";
+        let at = self.machine.dir().join(KEY);
+        fs::create_dir_all(&at)?;
+        let path = at.display().to_string();
+        let snapshots = async |arguments: &[&str]| {
+            let head = ["snapshots", "--snapshotter", snapshotter];
+            self.call_in(namespace, &[&head, arguments].concat()).await
+        };
+        snapshots(&["prepare", KEY, chain_id]).await?;
+        // The line that it prints is the command that mounts.
+        let mount = snapshots(&["mounts", &path, KEY]).await?;
+        run("sh", &["-ec", &mount])?;
+        let seen = look(&at);
+        run("umount", &[&path])?;
+        snapshots(&["rm", KEY]).await?;
+        Ok(seen)
+    }
+
+    /// Where its content store keeps blobs, each by its digest.
+    pub(crate) fn blobs_dir(&self) -> PathBuf {
         self.root
             .join("io.containerd.content.v1.content/blobs/sha256")
     }

@@ -99,6 +99,44 @@ impl Image {
         Self::assemble(dir, vec![layer], &diff_ids, false)
     }
 
+    /// An image of these layers, tars as they are.
+    pub(crate) fn of_tars(dir: &Path, tars: &[Vec<u8>]) -> Result<Self> {
+        let blobs = dir.join("blobs/sha256");
+        fs::create_dir_all(&blobs)?;
+        let layers = tars.iter().map(|tar| {
+            let hex = hex::encode(Sha256::digest(tar));
+            fs::write(blobs.join(&hex), tar)?;
+            Ok(BlobFile {
+                digest: format!("sha256:{hex}"),
+                bytes: tar.len() as u64,
+            })
+        });
+        let layers = layers.collect::<Result<Vec<_>>>()?;
+        let diff_ids: Vec<String> = layers.iter().map(|layer| layer.digest.clone()).collect();
+        Self::assemble(dir, layers, &diff_ids, false)
+    }
+
+    /// An image of these layers, whatever they are: each with its file, media type and annotations.
+    pub(crate) fn of_described(dir: &Path, layers: &[Described]) -> Result<Self> {
+        let store = dir.join("blobs/sha256");
+        fs::create_dir_all(&store)?;
+        let (mut blobs, mut descriptors) = (Vec::new(), Vec::new());
+        for layer in layers {
+            let (digest, bytes) = digest_of(&layer.file)?;
+            fs::copy(
+                &layer.file,
+                store.join(digest.trim_start_matches("sha256:")),
+            )?;
+            let annotations = (layer.annotations)(&digest);
+            descriptors.push(json!({
+                "mediaType": layer.media_type, "digest": digest, "size": bytes, "annotations": annotations,
+            }));
+            blobs.push(BlobFile { digest, bytes });
+        }
+        let diff_ids: Vec<String> = blobs.iter().map(|blob| blob.digest.clone()).collect();
+        Self::describe(dir, blobs, &descriptors, &diff_ids, false)
+    }
+
     /// An image whose layers are EROFS: pairs of metadata and data files, the lowest first.
     pub(crate) fn erofs(dir: &Path, pairs: &[(PathBuf, PathBuf)]) -> Result<Self> {
         let blobs = dir.join("blobs/sha256");
@@ -130,27 +168,24 @@ impl Image {
         Self::write_index(dir, config, layers, &described, false)
     }
 
-    /// An image of these layers, tars as they are.
-    pub(crate) fn of_tars(dir: &Path, tars: &[Vec<u8>]) -> Result<Self> {
-        let blobs = dir.join("blobs/sha256");
-        fs::create_dir_all(&blobs)?;
-        let layers = tars.iter().map(|tar| {
-            let hex = hex::encode(Sha256::digest(tar));
-            fs::write(blobs.join(&hex), tar)?;
-            Ok(BlobFile {
-                digest: format!("sha256:{hex}"),
-                bytes: tar.len() as u64,
-            })
-        });
-        let layers = layers.collect::<Result<Vec<_>>>()?;
-        let diff_ids: Vec<String> = layers.iter().map(|layer| layer.digest.clone()).collect();
-        Self::assemble(dir, layers, &diff_ids, false)
-    }
-
     /// Writes configuration, manifest and index for layers that are there.
     fn assemble(
         dir: &Path,
         layers: Vec<BlobFile>,
+        diff_ids: &[String],
+        repeats_files: bool,
+    ) -> Result<Self> {
+        let descriptors: Vec<_> = layers
+            .iter()
+            .map(|layer| described(layer, "application/vnd.oci.image.layer.v1.tar"))
+            .collect();
+        Self::describe(dir, layers, &descriptors, diff_ids, repeats_files)
+    }
+
+    fn describe(
+        dir: &Path,
+        layers: Vec<BlobFile>,
+        descriptors: &[serde_json::Value],
         diff_ids: &[String],
         repeats_files: bool,
     ) -> Result<Self> {
@@ -163,11 +198,7 @@ impl Image {
                 "rootfs": {"type": "layers", "diff_ids": diff_ids},
             }),
         )?;
-        let described: Vec<_> = layers
-            .iter()
-            .map(|layer| described(layer, "application/vnd.oci.image.layer.v1.tar"))
-            .collect();
-        Self::write_index(dir, config, layers, &described, repeats_files)
+        Self::write_index(dir, config, layers, descriptors, repeats_files)
     }
 
     /// Writes manifest and index; `described` are the layers' descriptors.
@@ -226,6 +257,16 @@ impl Image {
             .expect("an image is built with at least one layer")
     }
 
+    /// What containerd calls the snapshot of all layers: layers here are what their `diff_ids` say.
+    pub(crate) fn chain_id(&self) -> String {
+        let mut ids = self.layers.iter().map(|layer| layer.digest.clone());
+        let first = ids.next().unwrap_or_default();
+        ids.fold(first, |below, id| {
+            let hex = hex::encode(Sha256::digest(format!("{below} {id}")));
+            format!("sha256:{hex}")
+        })
+    }
+
     /// Where a blob of the image lies.
     pub(crate) fn path_of(&self, blob: &BlobFile) -> PathBuf {
         self.layout
@@ -255,6 +296,18 @@ impl Image {
         }
         Ok(())
     }
+}
+
+/// A layer that is no ordinary one.
+pub(crate) struct Described {
+    pub(crate) file: PathBuf,
+    pub(crate) media_type: &'static str,
+    /// Its annotations, given its digest.
+    pub(crate) annotations: Box<dyn Fn(&str) -> serde_json::Value>,
+}
+
+fn described(blob: &BlobFile, media_type: &str) -> serde_json::Value {
+    json!({"mediaType": media_type, "digest": blob.digest, "size": blob.bytes})
 }
 
 /// The sha256 (`sha256:...`) and the size of a file.
@@ -311,7 +364,7 @@ fn architecture() -> &'static str {
 }
 
 /// [`PROGRAM`] and the libraries that it is linked with.
-fn program_files() -> Result<Vec<PathBuf>> {
+pub(crate) fn program_files() -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd")
         .arg(PROGRAM)
         .output()
@@ -325,11 +378,6 @@ fn program_files() -> Result<Vec<PathBuf>> {
         .into_iter()
         .chain(libraries)
         .collect())
-}
-
-/// A blob's descriptor.
-fn described(blob: &BlobFile, media_type: &str) -> serde_json::Value {
-    json!({"mediaType": media_type, "digest": blob.digest, "size": blob.bytes})
 }
 
 fn write_json(blobs: &Path, value: &serde_json::Value) -> Result<BlobFile> {

@@ -7,6 +7,7 @@
 
 pub(crate) mod containerd;
 pub(crate) mod control;
+pub(crate) mod cri;
 pub(crate) mod enclosure;
 pub(crate) mod files;
 pub(crate) mod http;

@@ -81,8 +81,8 @@ impl NodeSpec {
             ),
             ("store", String::new()),
             ("source", String::new()),
-            ("lazy", String::new()),
             ("snapshotter", String::new()),
+            ("lazy", String::new()),
             ("log", "filter = \"info\"\n".to_owned()),
         ];
         let mut registry = format!(

@@ -20,8 +20,8 @@ pub(super) const SECTIONS: [(&str, Fields); 12] = [
     ("control", fields_of::<RawControl>),
     ("store", fields_of::<RawStore>),
     ("source", fields_of::<RawSource>),
-    ("lazy", fields_of::<RawLazy>),
     ("snapshotter", fields_of::<RawSnapshotter>),
+    ("lazy", fields_of::<RawLazy>),
     ("labels", fields_of::<RawLabels>),
     ("log", fields_of::<RawLog>),
 ];
@@ -45,8 +45,8 @@ pub(super) struct Raw {
     pub(super) control: RawControl,
     pub(super) store: RawStore,
     pub(super) source: RawSource,
-    pub(super) lazy: RawLazy,
     pub(super) snapshotter: RawSnapshotter,
+    pub(super) lazy: RawLazy,
     pub(super) labels: RawLabels,
     pub(super) log: RawLog,
 }
@@ -185,6 +185,24 @@ impl Default for RawSource {
 
 #[derive(Deserialize)]
 #[serde(default, deny_unknown_fields)]
+pub(super) struct RawSnapshotter {
+    pub(super) listen: String,
+    pub(super) root: String,
+    pub(super) containerd: String,
+}
+
+impl Default for RawSnapshotter {
+    fn default() -> Self {
+        Self {
+            listen: String::new(),
+            root: String::new(),
+            containerd: "/run/containerd/containerd.sock".into(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct RawLazy {
     pub(super) background_fill: bool,
     pub(super) fill_timeout_ms: u64,
@@ -198,24 +216,6 @@ impl Default for RawLazy {
             // Longer than a source takes to be given up, shorter than a kernel's patience with a task.
             fill_timeout_ms: 60_000,
             supervisor: String::new(),
-        }
-    }
-}
-
-#[derive(Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct RawSnapshotter {
-    pub(super) listen: String,
-    pub(super) root: String,
-    pub(super) containerd: String,
-}
-
-impl Default for RawSnapshotter {
-    fn default() -> Self {
-        Self {
-            listen: String::new(),
-            root: String::new(),
-            containerd: "/run/containerd/containerd.sock".into(),
         }
     }
 }

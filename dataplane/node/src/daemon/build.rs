@@ -105,9 +105,9 @@ impl Node {
             control_embedded: control.is_some(),
             store_limit_bytes,
         };
+        let snapshots = Snapshots::start(config.snapshotter.as_ref(), &lazy).await?;
         let operator = Operator::bind(Arc::clone(&lazy))?;
         let admin = Admin::bind(config.admin.listen, Arc::clone(&shared), lazy, about).await?;
-        let snapshots = Snapshots::start(config.snapshotter.as_ref()).await?;
         tracing::info!(
             mirror = %mirror.local_addr(),
             admin = %admin.local_addr()?,

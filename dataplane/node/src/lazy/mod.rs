@@ -12,6 +12,8 @@ pub mod image;
 pub mod mountinfo;
 pub mod operator;
 pub mod record;
+mod snapshots;
+mod summary;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -31,9 +33,11 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use crate::engine::{ReadError, ReadRequest, Shared, SourceAccess, TaskState};
-use device::{BlobDevice, FaultTotals};
+use device::BlobDevice;
 use image::ImageError;
 use record::{BlobName, LayerName, Record, Records};
+pub(crate) use snapshots::SnapshotLayers;
+pub use summary::MountSummary;
 
 /// What lazy mounts are told.
 #[derive(Debug, Clone)]
@@ -135,24 +139,6 @@ struct Mounted {
     layers: Vec<MountedLayer>,
 }
 
-/// What is told of a mount.
-#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
-pub struct MountSummary {
-    /// The image.
-    pub image: String,
-    /// Where.
-    pub at: PathBuf,
-    /// `complete`, `lazy`, or `poisoned`.
-    pub state: String,
-    /// Bytes of all its data devices.
-    pub size_bytes: u64,
-    /// Of these, verified and on this node's disk.
-    pub held_bytes: u64,
-    /// What readers waited for since this daemon was started.
-    #[serde(flatten)]
-    pub totals: FaultTotals,
-}
-
 /// A node's lazy mounts.
 pub struct Lazy {
     settings: Settings,
@@ -181,6 +167,14 @@ pub struct MountRequest {
     pub at: PathBuf,
     /// In whose name the registry is asked.
     pub credential: Credential,
+}
+
+/// What is to be mounted where, once the registry has been asked.
+struct Named {
+    image: String,
+    at: PathBuf,
+    upstream: String,
+    layers: Vec<LayerName>,
 }
 
 impl Lazy {
@@ -261,6 +255,28 @@ impl Lazy {
         let source = &self.shared.source;
         let layers = image::resolve(source, &access, &reference.reference).await?;
         self.check_blobs(&layers, &access).await?;
+        let named = Named {
+            image,
+            at,
+            upstream,
+            layers,
+        };
+        self.mount_named(named, &access, &note).await
+    }
+
+    /// Mounts what the registry has been asked about. Needs the right to change what is there.
+    async fn mount_named(
+        &self,
+        named: Named,
+        access: &SourceAccess,
+        note: &[u8],
+    ) -> Result<MountSummary, LazyError> {
+        let Named {
+            image,
+            at,
+            upstream,
+            layers,
+        } = named;
         let backend = Arc::clone(self.backend().await?);
         let record = Record {
             image,
@@ -275,8 +291,8 @@ impl Lazy {
         let on_disk = |error| LazyError::Disk(self.settings.dir.clone(), error);
         // Before the mount: a daemon that dies in between leaves nothing that nobody knows of.
         records.write(&record).map_err(on_disk)?;
-        backend.keep_note(&access_name(&at), &note)?;
-        match self.mount_layers(&backend, &record, &access).await {
+        backend.keep_note(&access_name(&at), note)?;
+        match self.mount_layers(&backend, &record, access).await {
             Ok(layers) => {
                 let mounted = Mounted { record, layers };
                 let summary = mounted.summary();
@@ -521,37 +537,6 @@ impl Lazy {
     fn count(&self) {
         let count = self.mounts.lock().len();
         self.shared.metrics.lazy_mounts.set(count as i64);
-    }
-}
-
-impl Mounted {
-    fn summary(&self) -> MountSummary {
-        let mut summary = MountSummary {
-            image: self.record.image.clone(),
-            at: self.record.at.clone(),
-            state: "complete".into(),
-            size_bytes: 0,
-            held_bytes: 0,
-            totals: FaultTotals::default(),
-        };
-        if self.record.poisoned {
-            summary.state = "poisoned".into();
-        }
-        for device in self.layers.iter().flat_map(|layer| &layer.devices) {
-            let layout = device.blob().layout();
-            let held = u64::from(device.blob().held().len()) * layout.piece_size();
-            summary.size_bytes += layout.blob_size();
-            summary.held_bytes += held.min(layout.blob_size());
-            let totals = device.totals();
-            summary.totals.faults += totals.faults;
-            summary.totals.local_bytes += totals.local_bytes;
-            summary.totals.remote_bytes += totals.remote_bytes;
-            summary.totals.failed += totals.failed;
-            if !device.is_complete() {
-                summary.state = "lazy".into();
-            }
-        }
-        summary
     }
 }
 

@@ -68,7 +68,8 @@ pub enum Content {
 /// Where an image's blobs are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ImageSource {
-    /// The registry's host, as in image names.
+    /// The registry's host, as in image names; without its port where containerd's content store was
+    /// asked, which keeps none.
     pub registry: String,
     /// The repository.
     pub repository: String,

@@ -137,7 +137,9 @@ impl Snapshotter {
         let content = match content {
             Content::Erofs { metadata, devices } => LazyContent::Erofs { metadata, devices },
             Content::Nydus => LazyContent::Nydus {
-                bootstrap: self.inner.directories.fs(id).join(NYDUS_BOOTSTRAP_FILE),
+                bootstrap: self
+                    .blocking(move |inner| inner.directories.file_of(id, NYDUS_BOOTSTRAP_FILE))
+                    .await?,
             },
             Content::Files | Content::Data => return Ok(at),
         };

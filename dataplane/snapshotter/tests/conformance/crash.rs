@@ -44,7 +44,7 @@ fn what_a_crash_left_half_made_is_removed_at_the_start() {
         let snapshots = stage.root().join("snapshots");
         fs::create_dir_all(snapshots.join("41/fs/deep")).unwrap();
         fs::write(snapshots.join("41/fs/deep/file"), "x").unwrap();
-        fs::create_dir_all(snapshots.join("42/work/work")).unwrap();
+        fs::create_dir_all(snapshots.join("42/work")).unwrap();
         fs::write(stage.root().join("records/42.unfinished"), "{\"id\":42").unwrap();
         // A removal that got as far as the record.
         stage

@@ -257,6 +257,34 @@ fn a_nydus_bootstrap_is_unpacked_and_then_mounted_for_a_container() {
 }
 
 #[test]
+fn a_bootstrap_that_is_a_link_is_not_followed() {
+    as_root(async || {
+        let stage = Stage::with(Some(Arc::new(Local::default()))).await;
+        for (name, target) in [("one", "image/image.boot"), ("two", "image")] {
+            let bootstrap = labels(2, &[(NYDUS_BOOTSTRAP, "true".into())]);
+            let mounts = stage
+                .create(Kind::Active, "k", "", bootstrap.clone())
+                .await
+                .unwrap();
+            {
+                let root = stage.mount(&mounts);
+                let link = root.path().join(target);
+                fs::create_dir_all(link.parent().unwrap()).unwrap();
+                std::os::unix::fs::symlink("/etc/hostname", link).unwrap();
+            }
+            stage
+                .snapshotter
+                .commit(name, "k", bootstrap)
+                .await
+                .unwrap();
+            let refused = stage.prepare("container", name).await;
+            assert!(matches!(refused, Err(Error::Disk(_))), "{refused:?}");
+            assert!(stage.snapshotter.stat("container").is_err());
+        }
+    });
+}
+
+#[test]
 fn without_lazy_mounts_a_lazy_image_is_refused_with_the_reason() {
     as_root(async || {
         let stage = Stage::new().await;

@@ -1,6 +1,8 @@
 //! The snapshotter behind a real containerd: images come out as they do from containerd's own, live
 //! through crashes of the node, and leave nothing behind.
 
+mod lazy;
+mod lazy_image;
 mod tree;
 mod tricky;
 
@@ -12,8 +14,10 @@ use anyhow::{Context, Result, ensure};
 
 use super::stage::{NAME, PULL_MAX};
 use super::{Outcome, Stage, Test, test};
-use crate::rig::containerd::{Containerd, Route, SNAPSHOTTER};
+use crate::rig::containerd::{Containerd, Plugins, Route, SNAPSHOTTER};
+use crate::rig::enclosure::rig_name;
 use crate::rig::image::{Image, PROGRAM};
+use crate::rig::machine::run;
 use crate::rig::node::{Node, NodeSpec};
 use crate::rig::registry::{Access, Registry};
 
@@ -25,7 +29,8 @@ const RECONNECT_MAX: Duration = Duration::from_secs(20);
 const IMAGE_MB: u64 = 24;
 
 pub(super) fn tests() -> Vec<Test> {
-    vec![
+    let mut tests = lazy::tests();
+    tests.extend([
         test!(
             "snapshotter: images come out as from containerd's own",
             same_as_overlayfs
@@ -38,7 +43,8 @@ pub(super) fn tests() -> Vec<Test> {
             "snapshotter: ctr's commands work and nothing is left behind",
             commands
         ),
-    ]
+    ]);
+    tests
 }
 
 /// A node with a snapshotter and a containerd that uses it.
@@ -64,8 +70,12 @@ impl Host {
             ..NodeSpec::default()
         };
         let spec = spec.with("snapshotter", format!("listen = {socket:?}"));
+        let plugins = Plugins {
+            snapshotter: Some(socket),
+            cri: None,
+        };
         let node = Node::start(&machine, &stage.programs.node, &spec).await?;
-        let containerd = Containerd::start_with(&machine, Some(&socket)).await?;
+        let containerd = Containerd::start_with(&machine, &plugins).await?;
         let route = Route {
             registry: registry.url(),
             ca_file: None,
@@ -119,23 +129,12 @@ impl Host {
         Ok(())
     }
 
-    /// What the image `name` shows when it is mounted read-only.
-    async fn tree(&self, snapshotter: &str, name: &str) -> Result<tree::Tree> {
-        let at = self
-            .node
-            .machine()
-            .dir()
-            .join(format!("{snapshotter}-mount"));
-        fs::create_dir_all(&at)?;
-        let at_text = at.display().to_string();
-        let reference = Containerd::reference(name);
-        let flag = ["--snapshotter", snapshotter];
-        let mount = [&["images", "mount"], &flag[..], &[&reference, &at_text]].concat();
-        self.containerd.call(&mount).await?;
-        let tree = tree::read(&at);
-        let unmount = [&["images", "unmount", "--rm"], &flag[..], &[&at_text]].concat();
-        self.containerd.call(&unmount).await?;
-        tree
+    /// What the unpacked `image` shows when it is mounted read-only.
+    async fn tree(&self, snapshotter: &str, image: &Image) -> Result<tree::Tree> {
+        let chain_id = image.chain_id();
+        self.containerd
+            .look_at(&rig_name(), snapshotter, &chain_id, tree::read)
+            .await?
     }
 
     fn root(&self) -> PathBuf {
@@ -175,12 +174,12 @@ async fn same_as_overlayfs(stage: &Stage) -> Result<Outcome> {
     let ordinary = stage.image(IMAGE_MB)?;
     let images = [(TRICKY, &tricky), (NAME, &*ordinary)];
     let host = Host::set_up(stage, &images).await?;
-    for (name, _) in images {
+    for (name, image) in images {
         let mut trees = Vec::new();
         let mut usages = Vec::new();
         for snapshotter in ["overlayfs", SNAPSHOTTER] {
             host.pull(snapshotter, name).await?;
-            trees.push(host.tree(snapshotter, name).await?);
+            trees.push(host.tree(snapshotter, image).await?);
             let usage = ["snapshots", "--snapshotter", snapshotter, "usage", "-b"];
             usages.push(sorted(&host.containerd.call(&usage).await?));
         }
@@ -218,7 +217,7 @@ async fn outlives_a_kill(stage: &Stage) -> Result<Outcome> {
     let mut host = Host::set_up(stage, &[(NAME, &image)]).await?;
     host.pull(SNAPSHOTTER, NAME).await?;
     host.run("first", "before-the-kill").await?;
-    let before = host.tree(SNAPSHOTTER, NAME).await?;
+    let before = host.tree(SNAPSHOTTER, &image).await?;
     let reference = Containerd::reference(NAME);
     // A container that exists while the node is down, with a file of its own.
     let create = ["containers", "create", "--snapshotter", SNAPSHOTTER];
@@ -235,7 +234,7 @@ async fn outlives_a_kill(stage: &Stage) -> Result<Outcome> {
         output.contains("after-the-kill"),
         "the container printed {output:?}"
     );
-    tree::compare(&before, &host.tree(SNAPSHOTTER, NAME).await?)?;
+    tree::compare(&before, &host.tree(SNAPSHOTTER, &image).await?)?;
     host.run("second", "a-new-one").await?;
     host.containerd.call(&["containers", "rm", "kept"]).await?;
     host.leaves_nothing(&[NAME]).await?;
@@ -267,9 +266,9 @@ async fn commands(stage: &Stage) -> Result<Outcome> {
     let mount = host
         .snapshots(&["mounts", &at.display().to_string(), "by-hand"])
         .await?;
-    sh(mount.trim()).await?;
+    run("sh", &["-ec", &mount])?;
     fs::write(at.join("made-by-hand"), "yes")?;
-    sh(&format!("umount {}", at.display())).await?;
+    run("umount", &[&at.display().to_string()])?;
     host.snapshots(&["commit", "committed-by-hand", "by-hand"])
         .await?;
     let listed = host.snapshots(&["ls"]).await?;
@@ -299,14 +298,4 @@ fn last_layer(listed: &str) -> Result<String> {
         .find(|name| !is_parent(name))
         .map(str::to_owned)
         .with_context(|| format!("no last layer in:\n{listed}"))
-}
-
-/// Runs what `ctr` prints for a person to run.
-async fn sh(line: &str) -> Result<()> {
-    let mut command = std::process::Command::new("sh");
-    command.args(["-ec", line]);
-    crate::rig::process::run_to_end(command, PULL_MAX)
-        .await?
-        .ok(line)?;
-    Ok(())
 }

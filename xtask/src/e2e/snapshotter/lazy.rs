@@ -1,0 +1,255 @@
+//! Lazy images through Kubernetes' interface: containerd fetches the manifest and leaves the layers to
+//! the snapshotter. The snapshotter here mounts local files, so that all of containerd's side is real.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+
+use super::lazy_image::{self, LazyImage};
+use super::{Outcome, RECONNECT_MAX, Stage, Test, test, tree};
+use crate::rig::containerd::{Containerd, Cri, Plugins, REGISTRY_NAME, Route, SNAPSHOTTER};
+use crate::rig::cri::NAMESPACE;
+use crate::rig::enclosure::rig_name;
+use crate::rig::image::PROGRAM;
+use crate::rig::node::{Node, NodeSpec};
+use crate::rig::process::Process;
+use crate::rig::registry::{Access, Registry};
+
+const START_MAX: Duration = Duration::from_secs(20);
+const LAZY: &str = "test/lazy:v1";
+
+pub(super) fn tests() -> Vec<Test> {
+    vec![
+        test!(
+            "snapshotter: containerd starts an EROFS image that the node mounts lazily",
+            |stage| by_node(stage, true)
+        ),
+        test!(
+            "snapshotter: the node finds the image of a lazy layer by asking containerd",
+            |stage| by_node(stage, false)
+        ),
+        test!(
+            "snapshotter: an EROFS image runs and containerd has none of its layers",
+            |stage| erofs(stage, true)
+        ),
+        test!(
+            "snapshotter: the image of a lazy layer is found where CRI does not say it",
+            |stage| erofs(stage, false)
+        ),
+        test!(
+            "snapshotter: a nydus image runs and containerd has its bootstrap alone",
+            |stage| nydus(stage, true)
+        ),
+        test!(
+            "snapshotter: the image of a nydus bootstrap is found where CRI does not say it",
+            |stage| nydus(stage, false)
+        ),
+    ]
+}
+
+/// Who mounts.
+enum Behind {
+    /// A snapshotter over local files.
+    Local(Process),
+    /// A node, lazily.
+    Node(Box<Node>),
+}
+
+/// A snapshotter, and a containerd with CRI that uses it.
+struct Host {
+    containerd: Containerd,
+    behind: Behind,
+    root: PathBuf,
+    route: Route,
+    _registry: Registry,
+}
+
+impl Host {
+    async fn set_up(
+        stage: &Stage,
+        lazy: &LazyImage,
+        annotates: bool,
+        by_node: bool,
+    ) -> Result<Self> {
+        let registry = Registry::start(&stage.rig.machine("registry")?, Access::Plain).await?;
+        registry.push(&lazy.image, LAZY).await?;
+        let machine = stage.rig.machine("node")?;
+        let run = Path::new("/run").join(machine.address().to_string());
+        fs::create_dir_all(&run)?;
+        let (socket, root) = (
+            run.join("snapshotter.sock"),
+            machine.dir().join("snapshots"),
+        );
+        let containerd_socket = run.join("c.sock");
+        let behind = if by_node {
+            let lines =
+                format!("listen = {socket:?}\nroot = {root:?}\ncontainerd = {containerd_socket:?}");
+            let spec = NodeSpec {
+                registry: registry.url(),
+                ..NodeSpec::default()
+            };
+            let spec = spec.with("snapshotter", lines);
+            let node = Node::start(&machine, &stage.programs.node, &spec).await?;
+            Behind::Node(Box::new(node))
+        } else {
+            let blobs = lazy.image.path_of(&lazy.image.manifest);
+            let mut command = machine.command(&stage.programs.local_erofs);
+            command.args([&socket, &root, &containerd_socket]);
+            command.arg(blobs.parent().unwrap_or(&blobs));
+            let log = machine.dir().join("snapshotter.log");
+            let mut snapshotter = Process::start("the snapshotter", command, &log)?;
+            snapshotter
+                .wait_until("listened", START_MAX, async || socket.exists())
+                .await?;
+            Behind::Local(snapshotter)
+        };
+        let plugins = Plugins {
+            snapshotter: Some(socket),
+            cri: Some(Cri { annotates }),
+        };
+        let containerd = Containerd::start_with(&machine, &plugins).await?;
+        let route = Route {
+            registry: registry.url(),
+            ca_file: None,
+            mirror: None,
+            login: None,
+        };
+        Ok(Self {
+            containerd,
+            behind,
+            root,
+            route,
+            _registry: registry,
+        })
+    }
+
+    async fn ctr(&self, arguments: &[&str]) -> Result<String> {
+        self.containerd.call_in(NAMESPACE, arguments).await
+    }
+
+    /// Pulls, runs and compares; containerd must hold `blobs` blobs and no more, and the snapshotter
+    /// must know the image by the name of `registry`.
+    async fn runs(&self, lazy: &LazyImage, blobs: usize, registry: &str) -> Result<()> {
+        self.containerd.pull_by_cri(LAZY, &self.route).await?;
+        let held = fs::read_dir(self.containerd.blobs_dir())?.count();
+        ensure!(held == blobs, "containerd holds {held} blobs, not {blobs}");
+        let reference = Containerd::reference(LAZY);
+        let flag = ["--snapshotter", SNAPSHOTTER];
+        // In the rig's own cgroup, by which what is left of it is found.
+        let cgroup = format!("/{}/lazy", rig_name());
+        let run = [&["run", "--rm", "--cgroup", &cgroup], &flag[..]].concat();
+        let program = [reference.as_str(), "lazy", PROGRAM, "from-a-lazy-image"];
+        let output = self.ctr(&[&run[..], &program].concat()).await?;
+        ensure!(
+            output.contains("from-a-lazy-image"),
+            "the container printed {output:?}"
+        );
+
+        let chain_id = lazy.image.chain_id();
+        let seen = self
+            .containerd
+            .look_at(NAMESPACE, SNAPSHOTTER, &chain_id, tree::read)
+            .await?;
+        tree::compare(&tree::read(&lazy.source)?, &seen?)?;
+        if let Behind::Local(snapshotter) = &self.behind {
+            let log = snapshotter.log();
+            ensure!(
+                log.contains(&format!("mounted a layer of {registry}/test/lazy")),
+                "the snapshotter was not told the image:\n{log}"
+            );
+        }
+        Ok(())
+    }
+
+    /// Waits until containerd has noticed that the node is back: it tries again after a pause.
+    async fn wait_reconnected(&self) -> Result<()> {
+        let start = Instant::now();
+        let list = ["snapshots", "--snapshotter", SNAPSHOTTER, "ls"];
+        while let Err(error) = self.ctr(&list).await {
+            ensure!(
+                start.elapsed() < RECONNECT_MAX,
+                "after {RECONNECT_MAX:?}: {error:#}"
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        Ok(())
+    }
+
+    /// Removes every image and checks that no snapshot, file or mount stays.
+    async fn leaves_nothing(&self) -> Result<()> {
+        let names = self.ctr(&["images", "ls", "-q"]).await?;
+        for name in names.lines() {
+            self.ctr(&["images", "rm", "--sync", name]).await?;
+        }
+        for dir in ["snapshots", "records"] {
+            let left = fs::read_dir(self.root.join(dir))?.count();
+            ensure!(left == 0, "{left} entries are left in {dir}");
+        }
+        let root = self.root.display().to_string();
+        let mounts = fs::read_to_string("/proc/self/mounts")?;
+        ensure!(!mounts.contains(&root), "left mounted:\n{mounts}");
+        Ok(())
+    }
+}
+
+/// containerd's content store, which is asked where CRI does not say it, keeps no port.
+const fn registry_known(annotates: bool) -> &'static str {
+    if annotates {
+        REGISTRY_NAME
+    } else {
+        "registry.test"
+    }
+}
+
+async fn erofs(stage: &Stage, annotates: bool) -> Result<Outcome> {
+    if let Some(why) = lazy_image::missing() {
+        return Ok(Outcome::Missed(why));
+    }
+    if !stage.rig.has_namespaces() {
+        return Ok(Outcome::Missed("containerd needs root".into()));
+    }
+    let lazy = lazy_image::erofs(&stage.rig.scratch("erofs")?)?;
+    let host = Host::set_up(stage, &lazy, annotates, false).await?;
+    // The manifest and the configuration.
+    host.runs(&lazy, 2, registry_known(annotates)).await?;
+    host.leaves_nothing().await?;
+    Ok(Outcome::Passed)
+}
+
+async fn by_node(stage: &Stage, annotates: bool) -> Result<Outcome> {
+    if let Some(why) = lazy_image::missing() {
+        return Ok(Outcome::Missed(why));
+    }
+    if !stage.rig.has_namespaces() {
+        return Ok(Outcome::Missed("containerd needs root".into()));
+    }
+    let lazy = lazy_image::erofs(&stage.rig.scratch("erofs")?)?;
+    let mut host = Host::set_up(stage, &lazy, annotates, true).await?;
+    host.runs(&lazy, 2, "").await?;
+    // The mount outlives the node, and the next one takes it up.
+    if let Behind::Node(node) = &mut host.behind {
+        node.kill();
+        node.start_again().await?;
+    }
+    host.wait_reconnected().await?;
+    host.runs(&lazy, 2, "").await?;
+    host.leaves_nothing().await?;
+    Ok(Outcome::Passed)
+}
+
+async fn nydus(stage: &Stage, annotates: bool) -> Result<Outcome> {
+    if let Some(why) = lazy_image::missing() {
+        return Ok(Outcome::Missed(why));
+    }
+    if !stage.rig.has_namespaces() {
+        return Ok(Outcome::Missed("containerd needs root".into()));
+    }
+    let lazy = lazy_image::nydus(&stage.rig.scratch("nydus")?)?;
+    let host = Host::set_up(stage, &lazy, annotates, false).await?;
+    // The bootstrap besides.
+    host.runs(&lazy, 3, registry_known(annotates)).await?;
+    host.leaves_nothing().await?;
+    Ok(Outcome::Passed)
+}
