@@ -22,6 +22,8 @@ use crate::rig::skopeo;
 const IMAGE_MB: u64 = 24;
 /// mkfs.erofs and hashing of that, on a busy machine.
 const CONVERT_MAX: Duration = Duration::from_secs(120);
+/// The annotation that names a metadata layer's devices.
+const DEVICES: &str = "containerd.io/snapshot/pantala.erofs.devices";
 /// The converted image's name in the registry.
 const TARGET: &str = "team/lazy:v1";
 
@@ -93,7 +95,7 @@ async fn convert(stage: &Stage, guard: Guard) -> Result<Outcome> {
     let layers = manifest["layers"].as_array().context("no layers")?;
     let metadata = layers
         .iter()
-        .filter(|layer| layer["annotations"].is_object());
+        .filter(|layer| !layer["annotations"][DEVICES].is_null());
     ensure!(metadata.clone().count() == image.layers.len(), "{manifest}");
     for (index, (layer, source)) in metadata.zip(&image.layers).enumerate() {
         let file = |digest: &Value| {
@@ -102,7 +104,7 @@ async fn convert(stage: &Stage, guard: Guard) -> Result<Outcome> {
                 .map(|digest| copy.join(digest.trim_start_matches("sha256:")))
         };
         let image_file = file(&layer["digest"]).context("no digest")?;
-        let device = file(&layer["annotations"]["pantala.erofs.devices"]).context("no device")?;
+        let device = file(&layer["annotations"][DEVICES]).context("no device")?;
         let at = machine.dir().join(format!("mnt-{index}"));
         let mounted = Mounted::new(&image_file, &device, at)?;
         let plain = machine.dir().join(format!("plain-{index}"));

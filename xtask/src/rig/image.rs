@@ -151,12 +151,12 @@ impl Image {
         for (metadata, data) in pairs {
             let (metadata, data) = (take(metadata)?, take(data)?);
             described.push(json!({
-                "mediaType": "application/vnd.pantala.erofs.metadata.v1",
+                "mediaType": "application/vnd.oci.image.layer.pantala.erofs.metadata.v1",
                 "digest": metadata.digest, "size": metadata.bytes,
-                "annotations": {"pantala.erofs.devices": data.digest},
+                "annotations": {"containerd.io/snapshot/pantala.erofs.devices": data.digest},
             }));
             described.push(json!({
-                "mediaType": "application/vnd.pantala.erofs.data.v1",
+                "mediaType": "application/vnd.oci.image.layer.pantala.erofs.data.v1",
                 "digest": data.digest, "size": data.bytes,
             }));
             layers.extend([metadata, data]);

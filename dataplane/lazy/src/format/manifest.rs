@@ -8,12 +8,18 @@ use serde::Deserialize;
 
 use super::FormatError;
 
-/// Metadata of a layer of a Pantala EROFS image: an EROFS image without data.
-pub const EROFS_METADATA: &str = "application/vnd.pantala.erofs.metadata.v1";
+/// Metadata of a layer of a Pantala EROFS image: an EROFS image without data. The name begins as it does
+/// because containerd 1.6 takes nothing else for a layer.
+pub const EROFS_METADATA: &str = "application/vnd.oci.image.layer.pantala.erofs.metadata.v1";
 /// Data of such a layer: a device, byte for byte.
-pub const EROFS_DATA: &str = "application/vnd.pantala.erofs.data.v1";
+pub const EROFS_DATA: &str = "application/vnd.oci.image.layer.pantala.erofs.data.v1";
 /// On a metadata layer: the digests of its devices, comma separated, in the order of its device table.
-pub const EROFS_DEVICES: &str = "pantala.erofs.devices";
+/// containerd hands annotations that begin so on to snapshotters, as labels.
+pub const EROFS_DEVICES: &str = "containerd.io/snapshot/pantala.erofs.devices";
+/// On a metadata layer, for snapshotters: its own digest.
+pub const EROFS_IS_METADATA: &str = "containerd.io/snapshot/pantala.erofs.metadata";
+/// On a data layer, for snapshotters: its own digest.
+pub const EROFS_IS_DATA: &str = "containerd.io/snapshot/pantala.erofs.data";
 /// A layer that is a whole EROFS image, as containerd 2.3 names it.
 const EROFS_LAYER: &str = "application/vnd.erofs.layer.v1";
 /// The name registered with IANA.

@@ -1,23 +1,17 @@
-//! Which EROFS images and data an image consists of, by its manifest. Pure, but for [`resolve`].
+//! Which EROFS images and data an image consists of, by its manifest.
 
 use http::header::ACCEPT;
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use pantala_lazy::format::FormatError;
+use pantala_lazy::format::manifest::{ErofsLayer, ImageKind, LayerBlob, choose, classify};
 use pantala_source::{Source, SourceError};
 use pantala_wire::BlobDigest;
 use pantala_wire::layout::BLOB_SIZE_MAX;
 use pantala_wire::name::ManifestReference;
-use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use super::record::{BlobName, LayerName};
 use crate::engine::SourceAccess;
-
-/// A layer that is an EROFS image with metadata only.
-pub const METADATA_TYPE: &str = "application/vnd.pantala.erofs.metadata.v1";
-/// A layer that is a data device, byte for byte.
-pub const DATA_TYPE: &str = "application/vnd.pantala.erofs.data.v1";
-/// On a metadata layer: the digests of its devices, with commas, in the order of its device table.
-pub const DEVICES_ANNOTATION: &str = "pantala.erofs.devices";
 
 /// Layers that overlayfs stacks.
 const LAYERS_MAX: usize = 128;
@@ -25,11 +19,10 @@ const LAYERS_MAX: usize = 128;
 const DEVICES_MAX: usize = 16;
 /// Registries refuse larger manifests themselves (the distribution specification suggests 4 MiB).
 const MANIFEST_BYTES_MAX: u64 = 8 << 20;
+/// The kind of an index.
+const INDEX: &str = "application/vnd.oci.image.index.v1+json";
 /// Kinds of manifest that are understood.
-const ACCEPTED: [&str; 2] = [
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.oci.image.index.v1+json",
-];
+const ACCEPTED: [&str; 2] = ["application/vnd.oci.image.manifest.v1+json", INDEX];
 
 /// An image that cannot be mounted lazily.
 #[derive(Debug, thiserror::Error)]
@@ -53,61 +46,20 @@ pub enum ImageError {
         /// What was asked for.
         wanted: BlobDigest,
     },
-    /// It cannot be read.
-    #[error("the manifest is malformed: {0}")]
-    Malformed(String),
+    /// It cannot be read, or is of a kind that cannot be mounted.
+    #[error("the manifest: {0}")]
+    Format(#[from] FormatError),
+    /// It names what cannot be.
+    #[error("the manifest names {0}")]
+    Bounds(String),
     /// None of its platforms is this one.
     #[error("the image does not exist for linux/{0}")]
     Platform(&'static str),
-    /// It has no layer that can be mounted.
+    /// It is of a kind that the node does not mount.
     #[error(
-        "the image has no layer of type {METADATA_TYPE}: only images that were made for it can be mounted lazily"
+        "{0}, which the node does not mount: make an image of EROFS layers of it with `pantala convert`"
     )]
-    NotLazy,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Manifest {
-    schema_version: u32,
-    #[serde(default)]
-    layers: Vec<Descriptor>,
-    manifests: Option<Vec<Descriptor>>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Descriptor {
-    #[serde(default)]
-    media_type: String,
-    digest: String,
-    size: u64,
-    #[serde(default)]
-    annotations: std::collections::BTreeMap<String, String>,
-    platform: Option<Platform>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Platform {
-    os: String,
-    architecture: String,
-}
-
-fn malformed(why: impl Into<String>) -> ImageError {
-    ImageError::Malformed(why.into())
-}
-
-impl Descriptor {
-    fn blob(&self) -> Result<BlobName, ImageError> {
-        let digest = self.digest.parse();
-        if self.size == 0 || self.size > BLOB_SIZE_MAX {
-            return Err(malformed(format!("a blob of {} bytes", self.size)));
-        }
-        Ok(BlobName {
-            digest: digest.map_err(|e: pantala_wire::id::IdError| malformed(e.to_string()))?,
-            size_bytes: self.size,
-        })
-    }
+    NotLazy(&'static str),
 }
 
 /// The architecture of this machine in the words of images.
@@ -119,60 +71,52 @@ fn architecture() -> &'static str {
     }
 }
 
-/// What a manifest turned out to be.
-#[derive(Debug, PartialEq, Eq)]
-enum Parsed {
-    Layers(Vec<LayerName>),
-    /// An index, which names this manifest for this machine.
-    Index(BlobDigest),
+fn is_index(body: &[u8]) -> bool {
+    serde_json::from_slice::<serde_json::Value>(body)
+        .is_ok_and(|document| document["manifests"].is_array())
 }
 
-fn parse(body: &[u8]) -> Result<Parsed, ImageError> {
-    let manifest: Manifest = serde_json::from_slice(body).map_err(|e| malformed(e.to_string()))?;
-    if manifest.schema_version != 2 {
-        return Err(malformed(format!("schema {}", manifest.schema_version)));
-    }
-    if let Some(manifests) = &manifest.manifests {
-        let is_own = |descriptor: &&Descriptor| {
-            let platform = descriptor.platform.as_ref();
-            platform.is_none_or(|p| p.os == "linux" && p.architecture == architecture())
-        };
-        let own = manifests.iter().find(is_own);
-        let own = own.ok_or(ImageError::Platform(architecture()))?;
-        return Ok(Parsed::Index(own.blob()?.digest));
-    }
-    layers(&manifest.layers).map(Parsed::Layers)
-}
-
-fn layers(all: &[Descriptor]) -> Result<Vec<LayerName>, ImageError> {
-    let data = |digest: &str| {
-        let found = all
-            .iter()
-            .find(|layer| layer.media_type == DATA_TYPE && layer.digest == digest);
-        found
-            .ok_or_else(|| malformed(format!("no data layer is called {digest:?}")))?
-            .blob()
-    };
-    let mut layers = Vec::new();
-    for metadata in all.iter().filter(|l| l.media_type == METADATA_TYPE) {
-        let names = metadata.annotations.get(DEVICES_ANNOTATION);
-        let names = names.map_or("", String::as_str).split(',').map(str::trim);
-        let devices = names
-            .filter(|name| !name.is_empty())
-            .map(data)
-            .collect::<Result<Vec<_>, _>>()?;
-        if devices.len() > DEVICES_MAX || layers.len() >= LAYERS_MAX {
-            return Err(malformed("more layers or devices than can be mounted"));
+fn layers(manifest: &[u8]) -> Result<Vec<LayerName>, ImageError> {
+    let layers = match classify(manifest)? {
+        ImageKind::Erofs(layers) if layers.iter().any(|layer| layer.holds_data) => {
+            return Err(ImageError::NotLazy(
+                "the image's EROFS layers hold their own data",
+            ));
         }
-        layers.push(LayerName {
-            metadata: metadata.blob()?,
-            devices,
-        });
+        ImageKind::Erofs(layers) => layers,
+        ImageKind::Oci(_) => return Err(ImageError::NotLazy("the image's layers are archives")),
+        ImageKind::Nydus { .. } => return Err(ImageError::NotLazy("it is a nydus image")),
+    };
+    if layers.is_empty() || layers.len() > LAYERS_MAX {
+        let count = layers.len();
+        return Err(ImageError::Bounds(format!("{count} layers to mount")));
     }
-    match layers.is_empty() {
-        true => Err(ImageError::NotLazy),
-        false => Ok(layers),
+    layers.iter().map(layer_name).collect()
+}
+
+fn layer_name(layer: &ErofsLayer) -> Result<LayerName, ImageError> {
+    if layer.devices.len() > DEVICES_MAX {
+        let count = layer.devices.len();
+        return Err(ImageError::Bounds(format!("{count} devices of one layer")));
     }
+    Ok(LayerName {
+        metadata: blob_name(&layer.image)?,
+        devices: layer
+            .devices
+            .iter()
+            .map(blob_name)
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn blob_name(blob: &LayerBlob) -> Result<BlobName, ImageError> {
+    if blob.size == 0 || blob.size > BLOB_SIZE_MAX {
+        return Err(ImageError::Bounds(format!("a blob of {} bytes", blob.size)));
+    }
+    Ok(BlobName {
+        digest: blob.digest,
+        size_bytes: blob.size,
+    })
 }
 
 /// Asks the registry, in the caller's name, what the image consists of: whoever may not read it gets no
@@ -185,16 +129,13 @@ pub async fn resolve(
     access: &SourceAccess,
     reference: &ManifestReference,
 ) -> Result<Vec<LayerName>, ImageError> {
-    match parse(&fetch(source, access, reference).await?)? {
-        Parsed::Layers(layers) => Ok(layers),
-        Parsed::Index(digest) => {
-            let reference = ManifestReference::Digest(digest);
-            match parse(&fetch(source, access, &reference).await?)? {
-                Parsed::Layers(layers) => Ok(layers),
-                Parsed::Index(_) => Err(malformed("the index names another index")),
-            }
-        }
+    let body = fetch(source, access, reference).await?;
+    if !is_index(&body) {
+        return layers(&body);
     }
+    let chosen = choose(&body, "linux", architecture())?;
+    let chosen = chosen.ok_or(ImageError::Platform(architecture()))?;
+    layers(&fetch(source, access, &ManifestReference::Digest(chosen)).await?)
 }
 
 async fn fetch(
@@ -234,6 +175,7 @@ async fn fetch(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use pantala_lazy::format::manifest::{EROFS_DATA, EROFS_DEVICES, EROFS_METADATA};
 
     fn name(byte: u8) -> String {
         BlobDigest::new([byte; 32]).to_string()
@@ -248,18 +190,16 @@ mod tests {
     #[test]
     fn metadata_layers_name_their_devices_in_order() {
         let data =
-            |byte| serde_json::json!({"mediaType": DATA_TYPE, "digest": name(byte), "size": 10});
-        let devices = format!("{}, {}", name(3), name(2));
+            |byte| serde_json::json!({"mediaType": EROFS_DATA, "digest": name(byte), "size": 10});
+        let devices = format!("{},{}", name(3), name(2));
         let body = manifest(&serde_json::json!([
             data(2),
-            {"mediaType": METADATA_TYPE, "digest": name(1), "size": 5,
-             "annotations": {DEVICES_ANNOTATION: devices}},
+            {"mediaType": EROFS_METADATA, "digest": name(1), "size": 5,
+             "annotations": {EROFS_DEVICES: devices}},
             data(3),
-            {"mediaType": METADATA_TYPE, "digest": name(4), "size": 5},
+            {"mediaType": EROFS_METADATA, "digest": name(4), "size": 5},
         ]));
-        let Ok(Parsed::Layers(layers)) = parse(&body) else {
-            panic!("not parsed");
-        };
+        let layers = layers(&body).unwrap();
         let digests: Vec<_> = layers[0].devices.iter().map(|b| b.digest).collect();
         assert_eq!(
             digests,
@@ -270,14 +210,15 @@ mod tests {
 
     #[test]
     fn what_cannot_be_mounted_says_why() {
-        let error = |body: &[u8]| parse(body).unwrap_err().to_string();
+        let error = |body: &[u8]| layers(body).unwrap_err().to_string();
         let tar = serde_json::json!([{"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": name(1), "size": 5}]);
-        assert!(error(&manifest(&tar)).contains("mounted lazily"));
-        let lost = serde_json::json!([{"mediaType": METADATA_TYPE, "digest": name(1), "size": 5,
-            "annotations": {DEVICES_ANNOTATION: name(9)}}]);
-        assert!(error(&manifest(&lost)).contains("no data layer"));
-        let empty = serde_json::json!([{"mediaType": METADATA_TYPE, "digest": name(1), "size": 0}]);
+        assert!(error(&manifest(&tar)).contains("pantala convert"));
+        let lost = serde_json::json!([{"mediaType": EROFS_METADATA, "digest": name(1), "size": 5,
+            "annotations": {EROFS_DEVICES: name(9)}}]);
+        assert!(error(&manifest(&lost)).contains("none of its layers"));
+        let empty =
+            serde_json::json!([{"mediaType": EROFS_METADATA, "digest": name(1), "size": 0}]);
         assert!(error(&manifest(&empty)).contains("0 bytes"));
-        assert!(error(b"{}").contains("malformed"));
+        assert!(!is_index(b"{}") && error(b"{}").contains("manifest"));
     }
 }

@@ -5,6 +5,9 @@
 //! adds which image and which layer it is. That is all a snapshotter learns of a layer before its
 //! bytes are fetched.
 
+pub use pantala_lazy::format::manifest::{
+    EROFS_DEVICES, EROFS_IS_DATA as EROFS_DATA, EROFS_IS_METADATA as EROFS_METADATA,
+};
 use pantala_wire::BlobDigest;
 use pantala_wire::name::ImageReference;
 use serde::{Deserialize, Serialize};
@@ -13,12 +16,6 @@ use super::snapshot::{Labels, Snapshot};
 
 /// The chain ID that the snapshot will be committed under: set while an image is unpacked only.
 pub const REF: &str = "containerd.io/snapshot.ref";
-/// On a layer that is EROFS metadata: the digest of that very layer.
-pub const EROFS_METADATA: &str = "containerd.io/snapshot/pantala.erofs.metadata";
-/// On the same: the digests of its data devices in the order of its device table, joined by commas.
-pub const EROFS_DEVICES: &str = "containerd.io/snapshot/pantala.erofs.devices";
-/// On a layer that is a data device: the digest of that very layer.
-pub const EROFS_DATA: &str = "containerd.io/snapshot/pantala.erofs.data";
 /// On a layer that is a nydus blob: `true`.
 pub const NYDUS_BLOB: &str = "containerd.io/snapshot/nydus-blob";
 /// On a layer that holds a nydus bootstrap: `true`.

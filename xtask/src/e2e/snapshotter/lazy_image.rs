@@ -54,7 +54,6 @@ pub(super) fn erofs(dir: &Path) -> Result<LazyImage> {
             media_type: "application/vnd.oci.image.layer.pantala.erofs.metadata.v1",
             annotations: Box::new(move |digest| {
                 json!({
-                    "pantala.erofs.devices": data_digest,
                     "containerd.io/snapshot/pantala.erofs.metadata": digest,
                     "containerd.io/snapshot/pantala.erofs.devices": data_digest,
                 })

@@ -1,6 +1,8 @@
 //! The manifest and configuration of the converted image. Pure; the same input gives the same bytes.
 
-use pantala_lazy::format::manifest::{EROFS_DATA, EROFS_DEVICES, EROFS_METADATA};
+use pantala_lazy::format::manifest::{
+    EROFS_DATA, EROFS_DEVICES, EROFS_IS_DATA, EROFS_IS_METADATA, EROFS_METADATA,
+};
 use pantala_wire::BlobDigest;
 use serde_json::{Value, json};
 
@@ -132,13 +134,17 @@ impl Plan {
         let mut layers = Vec::new();
         for pair in pairs {
             let mut metadata = descriptor(EROFS_METADATA, &pair.metadata);
-            if let Some(data) = &pair.data {
-                metadata["annotations"] = json!({ EROFS_DEVICES: data.digest.to_string() });
+            let own = pair.metadata.digest.to_string();
+            metadata["annotations"] = json!({ EROFS_IS_METADATA: own });
+            let Some(data) = &pair.data else {
                 layers.push(metadata);
-                layers.push(descriptor(EROFS_DATA, data));
-            } else {
-                layers.push(metadata);
-            }
+                continue;
+            };
+            let own = data.digest.to_string();
+            metadata["annotations"][EROFS_DEVICES] = json!(own);
+            let mut device = descriptor(EROFS_DATA, data);
+            device["annotations"] = json!({ EROFS_IS_DATA: own });
+            layers.extend([metadata, device]);
         }
         let mut manifest = json!({
             "schemaVersion": 2,
