@@ -18,6 +18,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 use crate::engine::{Shared, TaskSummary};
+use crate::meter::MeterStatus;
 use crate::metrics::Origin;
 use crate::peer::PeerSummary;
 
@@ -36,6 +37,7 @@ pub struct Status {
     peer: String,
     control: ControlStatus,
     store: StoreStatus,
+    meter: MeterStatus,
     peers: Vec<PeerSummary>,
     tasks: Vec<TaskSummary>,
     totals: Totals,
@@ -196,6 +198,7 @@ impl Admin {
                 limit_bytes: self.about.store_limit_bytes,
                 blobs,
             },
+            meter: self.shared.peers.meter().status(),
             peers: self.shared.peers.summaries(),
             tasks: self.shared.summaries(),
             totals: Totals {

@@ -9,5 +9,6 @@ pub mod config;
 pub mod control_link;
 pub mod daemon;
 pub mod engine;
+pub mod meter;
 pub mod metrics;
 pub mod peer;

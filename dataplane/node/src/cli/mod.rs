@@ -11,6 +11,7 @@ mod http;
 mod output;
 mod setup;
 mod status;
+mod top;
 
 use std::process::ExitCode;
 
@@ -51,6 +52,7 @@ fn run(command: Command) -> Result<(), Failure> {
         }
         Command::Get(args) => get::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }

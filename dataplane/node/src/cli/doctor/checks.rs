@@ -56,6 +56,7 @@ pub(super) fn all(facts: &Facts, config: &Config) -> Vec<Check> {
     vec![
         kernel(&facts.kernel),
         io_uring(facts),
+        meter(facts),
         fanotify(&facts.kernel),
         rights(facts),
         udp_buffers(facts),
@@ -98,6 +99,20 @@ fn io_uring(facts: &Facts) -> Check {
     }
 }
 
+fn meter(facts: &Facts) -> Check {
+    match &facts.meter {
+        Ok(()) => Check::ok(
+            "meter",
+            "programs in the kernel count the traffic of peers and steer it to its thread",
+        ),
+        Err(why) => Check::warning(
+            "meter",
+            format!("{why}; paths are measured by QUIC's own counts"),
+            "give the service AmbientCapabilities=CAP_BPF CAP_NET_ADMIN, which it gives up after loading, or be content: set meter.kernel = \"off\"",
+        ),
+    }
+}
+
 fn fanotify(release: &str) -> Check {
     let has = version(release).is_some_and(|version| version >= KERNEL_FANOTIFY);
     let finding = match has {
@@ -123,7 +138,7 @@ fn rights(facts: &Facts) -> Check {
     };
     Check::ok(
         "rights",
-        format!("{user}, with {with}; this version needs none"),
+        format!("{user}, with {with}; the meter uses the first two"),
     )
 }
 
@@ -290,6 +305,7 @@ mod tests {
         Facts {
             kernel: "6.1.0-13-amd64".into(),
             io_uring: Ok(()),
+            meter: Ok(()),
             is_root: true,
             capabilities: u64::MAX,
             rmem_max_bytes: Some(8 << 20),
@@ -343,7 +359,8 @@ mod tests {
                 change(disk);
             }
         };
-        let cases: [(Spoil, &str, Level); 8] = [
+        let cases: [(Spoil, &str, Level); 9] = [
+            (|f| f.meter = Err("no".into()), "meter", Level::Warning),
             (
                 |f| f.kernel = "4.18.0-553.el8".into(),
                 "kernel",

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use pantala_meter::kernel::{KernelConfig, KernelMeter};
 use rustix::process::{Resource, getrlimit};
 
 use super::super::setup::containerd::{self, CertsDir};
-use crate::config::Config;
+use crate::config::{Config, MeterKernel};
 
 /// containerd's usual directory of registry settings.
 pub(super) const CERTS_DIR: &str = "/etc/containerd/certs.d";
@@ -18,6 +19,8 @@ pub(super) struct Facts {
     pub(super) kernel: String,
     /// Whether the ring driver works here, or why not.
     pub(super) io_uring: Result<(), String>,
+    /// Whether the kernel counts and steers for this user, or why not.
+    pub(super) meter: Result<(), String>,
     pub(super) is_root: bool,
     pub(super) capabilities: u64,
     pub(super) rmem_max_bytes: Option<u64>,
@@ -54,6 +57,7 @@ impl Facts {
                 .to_string_lossy()
                 .into_owned(),
             io_uring: pantala_quic::probe_ring(),
+            meter: meter(config),
             is_root: rustix::process::geteuid().is_root(),
             capabilities: of_status("CapEff:")
                 .and_then(|hex| u64::from_str_radix(&hex, 16).ok())
@@ -76,6 +80,16 @@ impl Facts {
             mirrored: mirrored(Path::new(CERTS_DIR)),
         }
     }
+}
+
+/// Loads the programs as a node would, and takes them away again.
+fn meter(config: &Config) -> Result<(), String> {
+    if config.meter.kernel == MeterKernel::Off {
+        return Err("meter.kernel is \"off\"".into());
+    }
+    KernelMeter::load(&KernelConfig::default())
+        .map(drop)
+        .map_err(|error| error.to_string())
 }
 
 fn number(path: &str) -> Option<u64> {
