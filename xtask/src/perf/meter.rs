@@ -39,8 +39,21 @@ pub(crate) struct Options {
     /// Size of one transfer where counts or costs are compared, in MiB
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(16..=65_536))]
     size: u64,
+    /// Measure these parts only
+    #[arg(long, value_enum)]
+    part: Vec<Part>,
     #[command(flatten)]
     pub(super) keep: Keep,
+}
+
+/// What can be measured by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Exactness,
+    Estimates,
+    Steering,
+    Beside,
+    Cost,
 }
 
 #[derive(Debug, Deserialize)]
@@ -138,11 +151,22 @@ impl Scene {
 pub(super) async fn measure(rig: &Rig, options: &Options) -> Result<Figures> {
     let scene = Scene::create(rig).await?;
     let mut figures = Figures::default();
-    exactness(&scene, options, &mut figures).await?;
-    estimates(&scene, &mut figures).await?;
-    steering(&scene, options, &mut figures).await?;
-    beside(&scene, &mut figures).await?;
-    cost(&scene, options, &mut figures).await?;
+    let has = |part| options.part.is_empty() || options.part.contains(&part);
+    if has(Part::Exactness) {
+        exactness(&scene, options, &mut figures).await?;
+    }
+    if has(Part::Estimates) {
+        estimates(&scene, &mut figures).await?;
+    }
+    if has(Part::Steering) {
+        steering(&scene, options, &mut figures).await?;
+    }
+    if has(Part::Beside) {
+        beside(&scene, &mut figures).await?;
+    }
+    if has(Part::Cost) {
+        cost(&scene, options, &mut figures).await?;
+    }
     figures.note(
         "choice of parents against self-reported load and random parents is not measured here",
     );
@@ -224,6 +248,7 @@ async fn estimates(scene: &Scene, figures: &mut Figures) -> Result<()> {
             p90(&mut found),
         );
         alone.append(&mut found);
+        println!("{mbit} Mbit/s: {:.1} % of the link used", used * 100.0);
         let two = ["--seconds", &seconds, "--clients", "2"];
         let run: Run = scene.measure("ring", address, &two).await?;
         if let [one, other] = &run.series[..] {
