@@ -8,6 +8,9 @@
 //! The first byte of an ID that the node gave out, modulo the number of threads, is the thread. Initial and
 //! 0-RTT packets carry an ID of the client's: the kernel's hash of the addresses and ports spreads those.
 
+use core::arch::asm;
+use core::ptr::read_volatile;
+
 use aya_ebpf::bindings::sk_action::SK_PASS;
 use aya_ebpf::macros::{map, sk_reuseport};
 use aya_ebpf::maps::{PerCpuArray, ReusePortSockArray};
@@ -61,14 +64,25 @@ fn id_byte(ctx: &SkReuseportContext) -> Option<u8> {
         return None;
     }
     // SAFETY: the packet holds that many bytes, as just checked, also by the verifier.
-    let [first, short_id] = unsafe { *(packet as *const [u8; SHORT_BYTES]) };
+    let first = unsafe { read_volatile(packet as *const u8) };
     if first & LONG_HEADER == 0 {
-        return Some(short_id);
+        let byte: u64;
+        // SAFETY: reads the second byte of those. In assembly, as the compiler would make one load of this and the
+        // last, at a place that it computes, which the verifier refuses to those who have no CAP_PERFMON.
+        unsafe {
+            asm!("{byte} = *(u8 *)({packet} + 1)", byte = out(reg) byte, packet = in(reg) packet)
+        };
+        return Some(byte as u8);
     }
     if packet + LONG_BYTES > end || matches!(first & TYPE, INITIAL | ZERO_RTT) {
         return None;
     }
     // SAFETY: just checked.
-    let header = unsafe { *(packet as *const [u8; LONG_BYTES]) };
-    (header[LONG_BYTES - 2] > 0).then_some(header[LONG_BYTES - 1])
+    let id_bytes = unsafe { read_volatile((packet + LONG_BYTES - 2) as *const u8) };
+    let byte: u64;
+    // SAFETY: the same: the last byte that was checked.
+    unsafe {
+        asm!("{byte} = *(u8 *)({packet} + 6)", byte = out(reg) byte, packet = in(reg) packet)
+    };
+    (id_bytes > 0).then_some(byte as u8)
 }

@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 
 use crate::engine::{Shared, TaskSummary};
 use crate::lazy::Lazy;
+use crate::meter::MeterStatus;
 use crate::metrics::Origin;
 use crate::peer::PeerSummary;
 
@@ -37,6 +38,7 @@ pub struct Status {
     peer: String,
     control: ControlStatus,
     store: StoreStatus,
+    meter: MeterStatus,
     peers: Vec<PeerSummary>,
     tasks: Vec<TaskSummary>,
     totals: Totals,
@@ -204,6 +206,7 @@ impl Admin {
                 limit_bytes: self.about.store_limit_bytes,
                 blobs,
             },
+            meter: self.shared.peers.meter().status(),
             peers: self.shared.peers.summaries(),
             tasks: self.shared.summaries(),
             totals: Totals {

@@ -41,6 +41,8 @@ pub struct Config {
     pub admin: Admin,
     /// The side that other nodes fetch pieces from.
     pub peer: Peer,
+    /// How paths are measured, and what may be sent.
+    pub meter: Meter,
     /// Which control this node follows.
     pub control: Control,
     /// Blobs on disk.
@@ -118,6 +120,34 @@ pub struct Peer {
     pub uplink_bytes_per_s: Option<u64>,
     /// Whether this node is here to serve others.
     pub seed: bool,
+}
+
+/// `[meter]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meter {
+    /// Whether programs are loaded into the kernel.
+    pub kernel: MeterKernel,
+    /// The interfaces that are the machine's way out; found out where empty.
+    pub interfaces: Vec<String>,
+    /// Whether to leave the interfaces to others that send.
+    pub yields: bool,
+    /// Bytes a second that may be sent whatever others send.
+    pub floor_bytes_per_s: u64,
+    /// Bytes a second that are never exceeded.
+    pub ceiling_bytes_per_s: Option<u64>,
+    /// The same for each peer.
+    pub peer_ceiling_bytes_per_s: Option<u64>,
+}
+
+/// Whether programs are loaded into the kernel to count and steer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MeterKernel {
+    /// Where the kernel and the rights allow it.
+    Auto,
+    /// Never.
+    Off,
+    /// The node does not start without.
+    Required,
 }
 
 /// `[control]`

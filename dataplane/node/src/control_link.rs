@@ -112,7 +112,8 @@ impl ControlLink {
             let Some(shared) = shared.upgrade() else {
                 return;
             };
-            for reports in shared.peers.paths().take() {
+            let meter = shared.peers.meter();
+            for reports in shared.peers.paths().take(|node| meter.deliverable(node)) {
                 shared.control.send(Command::Paths { reports });
             }
         }

@@ -10,6 +10,7 @@ pub mod control_link;
 pub mod daemon;
 pub mod engine;
 pub mod lazy;
+pub mod meter;
 pub mod metrics;
 pub mod peer;
 mod snapshots;

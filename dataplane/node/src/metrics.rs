@@ -92,6 +92,18 @@ pub struct Metrics {
     pub control_connected: Gauge,
     /// Connected peers.
     pub peers_connected: Gauge,
+    /// Whether the kernel counts the traffic of peers (1) or QUIC does (0).
+    pub meter_kernel: Gauge,
+    /// Peers that do not answer.
+    pub paths_silent: Gauge,
+    /// Bytes that arrived and were dropped as the socket's buffer was full.
+    pub socket_dropped: Counter,
+    /// Batches of datagrams steered to threads, by how.
+    pub steered_batches: Family<OutcomeLabel, Counter>,
+    /// Bytes a second that everything else on the machine sends.
+    pub others_sent_rate: Gauge<f64, AtomicU64>,
+    /// Bytes a second that this node keeps to; 0 for no limit.
+    pub send_limit_rate: Gauge<f64, AtomicU64>,
     /// Bytes of blobs on disk.
     pub store_used: Gauge<i64, std::sync::atomic::AtomicI64>,
     /// Bytes that blobs may take on disk.
@@ -130,6 +142,12 @@ impl Metrics {
             pieces_dropped: Counter::default(),
             control_connected: Gauge::default(),
             peers_connected: Gauge::default(),
+            meter_kernel: Gauge::default(),
+            paths_silent: Gauge::default(),
+            socket_dropped: Counter::default(),
+            steered_batches: Family::default(),
+            others_sent_rate: Gauge::default(),
+            send_limit_rate: Gauge::default(),
             store_used: Gauge::default(),
             store_limit: Gauge::default(),
             lazy_mounts: Gauge::default(),
@@ -242,6 +260,36 @@ impl Metrics {
             "pantala_peers_connected",
             "Connected peers",
             self.peers_connected.clone(),
+        );
+        r.register(
+            "pantala_meter_kernel",
+            "1 where the kernel counts the traffic of peers",
+            self.meter_kernel.clone(),
+        );
+        r.register(
+            "pantala_paths_silent",
+            "Peers that do not answer what they are sent",
+            self.paths_silent.clone(),
+        );
+        r.register(
+            "pantala_socket_dropped_bytes",
+            "Bytes from peers that a full socket buffer dropped",
+            self.socket_dropped.clone(),
+        );
+        r.register(
+            "pantala_steered_batches",
+            "Batches of datagrams steered to threads, by how",
+            self.steered_batches.clone(),
+        );
+        r.register(
+            "pantala_others_sent_bytes_per_second",
+            "Sent by everything else on the machine",
+            self.others_sent_rate.clone(),
+        );
+        r.register(
+            "pantala_send_limit_bytes_per_second",
+            "What sending keeps to; 0 for no limit",
+            self.send_limit_rate.clone(),
         );
         r.register(
             "pantala_store_used_bytes",

@@ -246,6 +246,11 @@ impl Limits {
     }
 }
 
+/// Is shown the sockets of an endpoint when they are bound, before any packet is sent. Several share an address, are in
+/// the order of their threads, and may be steered: to the socket whose number is the first byte of a packet's connection
+/// ID modulo how many there are. Packets that open a connection may go to any.
+pub type SeeSockets<'a> = &'a dyn Fn(&[std::net::UdpSocket]) -> std::io::Result<()>;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -24,6 +24,10 @@ pub struct PathStats {
     pub sent_bytes: u64,
     /// UDP payload received, in bytes.
     pub received_bytes: u64,
+    /// Datagrams sent.
+    pub sent_datagrams: u64,
+    /// Datagrams received.
+    pub received_datagrams: u64,
     /// Packets sent.
     pub sent_packets: u64,
     /// Packets sent and found lost.

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tracing::{Instrument, debug, info_span};
 
 use crate::admission::Admission;
-use crate::config::{DriverReport, EndpointConfig, Limits};
+use crate::config::{DriverReport, EndpointConfig, Limits, SeeSockets};
 use crate::connection::Connection;
 use crate::driver;
 use crate::error::{BindError, CloseReason, Error};
@@ -69,16 +69,26 @@ impl Endpoint {
     /// # Errors
     /// [`BindError`]: limits or identity that are of no use, or no socket.
     pub fn bind(config: EndpointConfig) -> Result<Self, BindError> {
+        Self::bind_seen(config, None)
+    }
+
+    /// As [`Self::bind`]; `see` is shown the sockets, and may steer them otherwise than is done without privilege.
+    ///
+    /// # Errors
+    /// As [`Self::bind`], and that of `see`.
+    pub fn bind_seen(
+        config: EndpointConfig,
+        see: Option<SeeSockets<'_>>,
+    ) -> Result<Self, BindError> {
         config.limits.validate()?;
         let tls = Tls::new(&config.identity)?;
         let node = tls.node;
         let (driver, report) =
-            driver::Endpoint::bind(config.driver, config.listen, &config.limits, &tls).map_err(
-                |source| BindError::Socket {
+            driver::Endpoint::bind(config.driver, config.listen, &config.limits, &tls, see)
+                .map_err(|source| BindError::Socket {
                     address: config.listen,
                     source,
-                },
-            )?;
+                })?;
         let shared = Arc::new(Shared {
             driver,
             node,

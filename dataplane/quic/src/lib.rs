@@ -29,6 +29,7 @@ mod stream;
 
 pub use config::{
     ConfigError, DriverChoice, DriverKind, DriverReport, EndpointConfig, Limits, NodeIdentity,
+    SeeSockets,
 };
 pub use connection::{Connection, PathStats};
 pub use endpoint::Endpoint;

@@ -18,66 +18,54 @@ pub const V6_HEADERS_BYTES: u64 = 48;
 
 /// The other end: its address and UDP port.
 ///
-/// Aligned to 4: the programs build it on the kernel's stack out of 32-bit loads, and hash maps compare every
-/// byte of it, so that it must have none that is not written.
-#[repr(C, align(4))]
+/// Words and not bytes: the programs copy them one by one out of a packet. A loop over bytes would be refused to
+/// those who load them without CAP_PERFMON. Hash maps compare every byte, so that there is none that is not written.
+#[repr(C)]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PeerKey {
-    /// In network order; an IPv4 address as `::ffff:a.b.c.d`.
-    pub address: [u8; 16],
-    /// In host order.
-    pub port: u16,
-    /// 18 bytes are not a multiple of 4: two that are always zero.
-    pub padding: u16,
+    /// The words of the address as they lie in a packet; an IPv4 address is the last, after `::ffff`.
+    pub address: [u32; 4],
+    /// In host order, in a word of its own: there is no padding.
+    pub port: u32,
 }
 
-/// Bytes of a [`PeerKey`].
-pub const KEY_BYTES: usize = size_of::<PeerKey>();
+/// Integers in a [`PeerKey`].
+pub const KEY_WORDS: usize = 5;
+/// The third word of an IPv4 address that is written as one of IPv6.
+pub const V4_MAPPED: u32 = 0xffff_u32.to_be();
 
 impl PeerKey {
-    /// As the map holds it.
-    pub const fn from_bytes(bytes: [u8; KEY_BYTES]) -> Self {
-        let mut address = [0; 16];
+    /// Of an address in network order.
+    pub const fn new(address: [u8; 16], port: u16) -> Self {
+        let mut words = [0; 4];
         let mut at = 0;
-        while at < 16 {
-            address[at] = bytes[at];
+        while at < 4 {
+            let from = at * 4;
+            words[at] = u32::from_ne_bytes([
+                address[from],
+                address[from + 1],
+                address[from + 2],
+                address[from + 3],
+            ]);
             at += 1;
         }
         Self {
-            address,
-            port: u16::from_ne_bytes([bytes[16], bytes[17]]),
-            padding: 0,
+            address: words,
+            port: port as u32,
         }
     }
 
     /// As the map holds it.
-    pub const fn to_bytes(self) -> [u8; KEY_BYTES] {
-        let mut bytes = [0; KEY_BYTES];
-        let mut at = 0;
-        while at < 16 {
-            bytes[at] = self.address[at];
-            at += 1;
-        }
-        let port = self.port.to_ne_bytes();
-        bytes[16] = port[0];
-        bytes[17] = port[1];
-        bytes
+    pub const fn to_words(self) -> [u32; KEY_WORDS] {
+        let [a, b, c, d] = self.address;
+        [a, b, c, d, self.port]
     }
 
     /// Bytes of headers of each datagram to or from this peer.
     pub const fn headers_bytes(&self) -> u64 {
-        let a = &self.address;
-        let mut at = 0;
-        while at < 10 {
-            if a[at] != 0 {
-                return V6_HEADERS_BYTES;
-            }
-            at += 1;
-        }
-        if a[10] == 0xff && a[11] == 0xff {
-            V4_HEADERS_BYTES
-        } else {
-            V6_HEADERS_BYTES
+        match self.address {
+            [0, 0, V4_MAPPED, _] => V4_HEADERS_BYTES,
+            _ => V6_HEADERS_BYTES,
         }
     }
 }
@@ -131,9 +119,13 @@ impl Traffic {
     }
 }
 
+/// Sockets whose traffic is counted: those of a group, and room for as many that are closed soon.
+pub const SOCKETS_MAX: u32 = 2 * THREADS_MAX;
+
 /// Indexes into the programs' settings.
 pub mod setting {
-    /// The node's own UDP port: nothing else is counted. 0 until it is known.
+    /// The port of the sockets that are counted, by which most of the other traffic is told apart at once. 0 until
+    /// it is known.
     pub const OWN_PORT: u32 = 0;
     /// Threads that datagrams are steered to.
     pub const THREADS: u32 = 1;
@@ -153,30 +145,25 @@ pub mod steered {
     pub const COUNT: u32 = 3;
 }
 
-const _: () = assert!(KEY_BYTES == 20 && size_of::<Traffic>() == TRAFFIC_WORDS * 8);
+const _: () = assert!(size_of::<PeerKey>() == KEY_WORDS * 4);
+const _: () = assert!(size_of::<Traffic>() == TRAFFIC_WORDS * 8);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_key_survives_the_map_and_knows_its_headers() {
+    fn a_key_knows_its_headers() {
         let mut address = [0; 16];
         address[10..].copy_from_slice(&[0xff, 0xff, 10, 0, 0, 7]);
-        let v4 = PeerKey {
-            address,
-            port: 65003,
-            padding: 0,
-        };
-        assert_eq!(PeerKey::from_bytes(v4.to_bytes()), v4);
+        let v4 = PeerKey::new(address, 65003);
+        let last = u32::from_ne_bytes([10, 0, 0, 7]);
+        assert_eq!(v4.to_words(), [0, 0, V4_MAPPED, last, 65003]);
         assert_eq!(v4.headers_bytes(), V4_HEADERS_BYTES);
         address[0] = 0xfd;
-        assert_eq!(PeerKey { address, ..v4 }.headers_bytes(), V6_HEADERS_BYTES);
-        let loopback = PeerKey {
-            address: core::array::from_fn(|at| u8::from(at == 15)),
-            ..v4
-        };
-        assert_eq!(loopback.headers_bytes(), V6_HEADERS_BYTES);
+        assert_eq!(PeerKey::new(address, 1).headers_bytes(), V6_HEADERS_BYTES);
+        let loopback = core::array::from_fn(|at| u8::from(at == 15));
+        assert_eq!(PeerKey::new(loopback, 1).headers_bytes(), V6_HEADERS_BYTES);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod file;
 mod identities;
 mod latency;
 mod lead;
+mod meter;
 mod ranges;
 mod resources;
 mod soak;
@@ -59,6 +60,8 @@ enum Task {
     Soak(soak::SoakArguments),
     /// Measure the core of control
     Control(control::ControlArguments),
+    /// Measure the meter: counts, estimates, steering, giving way
+    Meter(meter::MeterArguments),
     /// Measure the store
     Store(store::StoreArguments),
 }
@@ -119,6 +122,7 @@ fn main() -> Result<()> {
         Task::Ranges(arguments) => ranges::run(&arguments),
         Task::Soak(arguments) => soak::run(&arguments),
         Task::Control(arguments) => control::run(&arguments),
+        Task::Meter(arguments) => meter::run(&arguments),
         Task::Store(arguments) => store::run(&arguments),
     }
 }

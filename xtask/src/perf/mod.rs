@@ -8,6 +8,7 @@ mod flame;
 mod hit;
 mod led;
 mod memory;
+mod meter;
 mod plot;
 mod profile;
 pub(crate) mod sim;
@@ -44,6 +45,8 @@ pub(crate) enum Benchmark {
     Store(store::Options),
     /// The core of control: decisions a second and memory, up to 100,000 nodes
     Control(control::Options),
+    /// The meter: counts, estimates, steering, cost, giving way
+    Meter(meter::Options),
     /// A node under the load of 64 peers: memory, errors, stalls
     Soak(soak::Options),
     /// Run a benchmark under the kernel's profiler and draw a flame graph
@@ -95,6 +98,7 @@ impl Benchmark {
             Self::Small(_) => "small",
             Self::Store(_) => "store",
             Self::Control(_) => "control",
+            Self::Meter(_) => "meter",
             Self::Soak(_) => "soak",
             Self::Profile(_) => "profile",
             Self::Ab(_) => "ab",
@@ -109,6 +113,7 @@ impl Benchmark {
             Self::Small(options) => Some(&options.keep),
             Self::Store(options) => Some(&options.keep),
             Self::Control(options) => Some(&options.keep),
+            Self::Meter(options) => Some(&options.keep),
             Self::Soak(options) => Some(&options.keep),
             Self::Profile(_) | Self::Ab(_) => None,
         }
@@ -135,7 +140,7 @@ impl Benchmark {
             Self::Small(options) => options.space_bytes(),
             Self::Store(options) => options.space_bytes(),
             Self::Soak(options) => options.space_bytes(),
-            Self::Control(_) | Self::Profile(_) | Self::Ab(_) => 0,
+            Self::Control(_) | Self::Meter(_) | Self::Profile(_) | Self::Ab(_) => 0,
         }
     }
 
@@ -146,7 +151,7 @@ impl Benchmark {
         const PERF: &[&str] = &["pantala-perf"];
         match self {
             Self::FirstByte(_) | Self::Hit(_) | Self::Memory(_) => &[NODE],
-            Self::Transfer(_) | Self::Store(_) | Self::Control(_) => &[PERF],
+            Self::Transfer(_) | Self::Store(_) | Self::Control(_) | Self::Meter(_) => &[PERF],
             Self::Small(options) if !options.needs_nodes() => &[PERF],
             Self::Small(_) | Self::Soak(_) => &[PERF, NODE],
             Self::Profile(_) | Self::Ab(_) => &[],
@@ -156,7 +161,7 @@ impl Benchmark {
     fn packages(&self) -> Vec<&'static [packages::Needed]> {
         let mut lists = match self {
             Self::Transfer(_) | Self::Store(_) => vec![packages::TRANSFER],
-            Self::Control(_) => Vec::new(),
+            Self::Control(_) | Self::Meter(_) => Vec::new(),
             Self::Small(_) | Self::Soak(_) => vec![packages::BASE, packages::TRANSFER],
             _ => vec![packages::BASE, packages::PERF],
         };
@@ -200,6 +205,7 @@ async fn measure(rig: &Rig, benchmark: &Benchmark) -> Result<ExitCode> {
         Benchmark::Small(options) => small::measure(rig, &programs, options).await?,
         Benchmark::Store(options) => store::measure(rig, options).await?,
         Benchmark::Control(options) => control::measure(options).await?,
+        Benchmark::Meter(options) => meter::measure(rig, options).await?,
         Benchmark::Soak(options) => soak::measure(rig, &programs, options).await?,
         Benchmark::Profile(_) | Benchmark::Ab(_) => bail!("this runs other benchmarks"),
     };

@@ -2,12 +2,14 @@
 //! time and the counts.
 
 mod flow;
+mod pace;
 mod path;
 mod scavenger;
 
 use std::time::Duration;
 
 pub use flow::{Demand, Flow, Rate};
+pub use pace::{Pace, Turn};
 pub use path::{Path, PathEstimate, Reading};
 pub use scavenger::{Allowance, HostReading, Scavenger, ScavengerConfig};
 

@@ -2,15 +2,19 @@
 
 use std::fmt;
 use std::fs::File;
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::net::{SocketAddr, UdpSocket};
+use std::os::fd::AsRawFd;
 
-use aya::maps::{Array, MapData, MapError, PerCpuArray, PerCpuHashMap, ReusePortSockArray};
+use aya::maps::{
+    Array, HashMap, MapData, MapError, PerCpuArray, PerCpuHashMap, ReusePortSockArray,
+};
 use aya::programs::{CgroupAttachMode, CgroupSkb, CgroupSkbAttachType, ProgramError, SkReuseport};
 use aya::{Ebpf, EbpfLoader};
 use pantala_ebpf_common::{
-    KEY_BYTES, THREADS_MAX, TRAFFIC_WORDS, Tally, Traffic, setting, steered,
+    KEY_WORDS, THREADS_MAX, TRAFFIC_WORDS, Tally, Traffic, setting, steered,
 };
+
+use rustix::net::sockopt;
 
 use super::{KernelError, cgroup, key, object};
 
@@ -45,8 +49,9 @@ pub struct Steered {
 
 /// Counters and steering in the kernel. Dropping it takes all of it away.
 pub struct KernelMeter {
-    traffic: PerCpuHashMap<MapData, [u8; KEY_BYTES], [u64; TRAFFIC_WORDS]>,
+    traffic: PerCpuHashMap<MapData, [u32; KEY_WORDS], [u64; TRAFFIC_WORDS]>,
     settings: Array<MapData, u32>,
+    own_sockets: HashMap<MapData, u64, u8>,
     sockets: ReusePortSockArray<MapData>,
     steered: PerCpuArray<MapData, u64>,
     /// Holds the programs and their attachments.
@@ -91,7 +96,7 @@ fn map_error(what: &'static str) -> impl Fn(MapError) -> KernelError {
 }
 
 impl KernelMeter {
-    /// Loads all programs and attaches the counters. Nothing is counted before [`Self::set_port`].
+    /// Loads all programs and attaches the counters. Nothing is counted before [`Self::count_sockets`].
     ///
     /// # Errors
     /// [`KernelError`]: the rights are missing, the kernel is too old, or there is no cgroup v2.
@@ -124,17 +129,34 @@ impl KernelMeter {
         Ok(Self {
             traffic: take(&mut programs, "TRAFFIC")?,
             settings: take(&mut programs, "SETTINGS")?,
+            own_sockets: take(&mut programs, "OWN_SOCKETS")?,
             sockets: take(&mut programs, "SOCKETS")?,
             steered: take(&mut programs, "STEERED")?,
             programs,
         })
     }
 
-    /// Counts what goes through this UDP port, and nothing else.
+    /// Counts what goes through these sockets, which share a port, and nothing else.
     ///
     /// # Errors
-    /// [`KernelError::Map`].
-    pub fn set_port(&mut self, port: u16) -> Result<(), KernelError> {
+    /// [`KernelError`]: they are no bound sockets, or too many.
+    pub fn count_sockets(&mut self, sockets: &[UdpSocket]) -> Result<(), KernelError> {
+        let refused = |problem: String| KernelError::Refused {
+            what: "to count the sockets",
+            problem,
+        };
+        let Some(first) = sockets.first() else {
+            return Err(refused("there are none".into()));
+        };
+        let address = first.local_addr();
+        let port = address.map_err(|error| refused(error.to_string()))?.port();
+        for socket in sockets {
+            let cookie = sockopt::socket_cookie(socket);
+            let cookie = cookie.map_err(|error| refused(error.to_string()))?;
+            self.own_sockets
+                .insert(cookie, 1, 0)
+                .map_err(map_error("name a socket to count"))?;
+        }
         self.settings
             .set(setting::OWN_PORT, u32::from(port), 0)
             .map_err(map_error("set the port"))
@@ -146,7 +168,7 @@ impl KernelMeter {
     /// # Errors
     /// [`KernelError::Map`].
     pub fn traffic(&self, peer: SocketAddr) -> Result<Option<Traffic>, KernelError> {
-        let values = match self.traffic.get(&key(peer).to_bytes(), 0) {
+        let values = match self.traffic.get(&key(peer).to_words(), 0) {
             Ok(values) => values,
             Err(MapError::KeyNotFound) => return Ok(None),
             Err(error) => return Err(map_error("read the counters")(error)),
@@ -165,7 +187,7 @@ impl KernelMeter {
     ///
     /// # Errors
     /// [`KernelError`]: too many sockets, or they are no group. What steered them before goes on.
-    pub fn steer(&mut self, sockets: &[impl AsFd]) -> Result<(), KernelError> {
+    pub fn steer(&mut self, sockets: &[UdpSocket]) -> Result<(), KernelError> {
         let threads = u32::try_from(sockets.len()).unwrap_or(u32::MAX);
         let Some(first) = sockets.first().filter(|_| threads <= THREADS_MAX) else {
             return Err(KernelError::Refused {
@@ -175,7 +197,7 @@ impl KernelMeter {
         };
         for (thread, socket) in (0..).zip(sockets) {
             self.sockets
-                .set(thread, &socket.as_fd().as_raw_fd(), 0)
+                .set(thread, &socket.as_raw_fd(), 0)
                 .map_err(map_error("name the sockets to steer to"))?;
         }
         self.settings

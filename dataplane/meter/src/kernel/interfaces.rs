@@ -7,7 +7,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-const TOTALS: &str = "/proc/net/dev";
+/// Of the network namespace of this thread, which need not be that of the process.
+const TOTALS: &str = "/proc/thread-self/net/dev";
 const DEVICES: &str = "/sys/class/net";
 /// In the table: bytes received, and bytes sent.
 const RECEIVED_COLUMN: usize = 0;

@@ -72,11 +72,7 @@ fn key(peer: SocketAddr) -> PeerKey {
         IpAddr::V4(ip) => ip.to_ipv6_mapped().octets(),
         IpAddr::V6(ip) => ip.octets(),
     };
-    PeerKey {
-        address,
-        port: peer.port(),
-        padding: 0,
-    }
+    PeerKey::new(address, peer.port())
 }
 
 /// What the kernel counted to or from `peer`, with the headers that go over the wire.

@@ -50,6 +50,8 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Show what a running node does: tasks, peers, bytes by origin
     Status(StatusArgs),
+    /// Watch peers, paths and tasks of a running node
+    Top(TopArgs),
     /// Make a container runtime pull through the node
     Setup(SetupArgs),
     /// Check what the kernel, rights and settings of this machine allow
@@ -185,12 +187,33 @@ pub struct MountsArgs {
 #[command(after_help = "\
 Examples:
   pantala status
+  pantala status --peers
   pantala status --json | jq .totals
   pantala status --admin 10.0.0.7:65002")]
 pub struct StatusArgs {
     /// Print the node's own JSON
     #[arg(long)]
     pub json: bool,
+    /// Show what the path to each peer delivers
+    #[arg(long, conflicts_with = "json")]
+    pub peers: bool,
+    /// Admin address of the node [default: admin.listen of the configuration]
+    #[arg(long, value_name = "IP:PORT")]
+    pub admin: Option<SocketAddr>,
+    /// Configuration file that names the admin address
+    #[arg(long, value_name = "FILE", conflicts_with = "admin")]
+    pub config: Option<PathBuf>,
+}
+
+/// `pantala top`
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  pantala top
+  pantala top --admin 10.0.0.7:65002
+
+q or Ctrl-C ends it.")]
+pub struct TopArgs {
     /// Admin address of the node [default: admin.listen of the configuration]
     #[arg(long, value_name = "IP:PORT")]
     pub admin: Option<SocketAddr>,

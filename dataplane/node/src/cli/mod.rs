@@ -13,6 +13,7 @@ mod mount;
 mod output;
 mod setup;
 mod status;
+mod top;
 
 use std::process::ExitCode;
 
@@ -57,6 +58,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Mounts(args) => mount::mounts(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Setup(args) => setup::run(&args),
         Command::Doctor(args) => doctor::run(&args),
     }

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -22,6 +24,7 @@ pub(super) struct Status {
     pub(super) mirror: String,
     pub(super) control: Control,
     pub(super) store: Store,
+    pub(super) meter: Meter,
     pub(super) peers: Vec<Peer>,
     pub(super) tasks: Vec<Task>,
     pub(super) totals: Totals,
@@ -50,6 +53,25 @@ pub(super) struct Peer {
     pub(super) rtt_ms: Option<f64>,
     pub(super) sent_bytes: u64,
     pub(super) received_bytes: u64,
+    pub(super) inbound_bytes_per_s: u64,
+    pub(super) outbound_bytes_per_s: u64,
+    pub(super) deliverable_in_bytes_per_s: Option<u64>,
+    pub(super) deliverable_in_error_ratio: f64,
+    pub(super) deliverable_out_bytes_per_s: Option<u64>,
+    pub(super) deliverable_out_error_ratio: f64,
+    pub(super) loss_ratio: f64,
+    pub(super) silent: bool,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Meter {
+    pub(super) counts: String,
+    pub(super) why: Option<String>,
+    pub(super) own_sent_bytes_per_s: u64,
+    pub(super) others_sent_bytes_per_s: u64,
+    pub(super) send_limit_bytes_per_s: Option<u64>,
+    pub(super) yielding: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -79,20 +101,36 @@ pub(super) struct Totals {
 const TASKS_SHOWN_MAX: usize = 40;
 
 pub(super) fn run(args: &StatusArgs) -> Result<(), Failure> {
-    let admin = match args.admin {
-        Some(admin) => admin,
-        None => Config::load(args.config.as_deref())?.admin.listen,
-    };
+    let admin = admin(args.admin, args.config.as_deref())?;
     let body = super::runtime()?.block_on(http::get(admin, "/status"))?;
-    let status = parse(&body).map_err(|e| {
-        Failure::new(format!("{admin} does not answer like a node: {e}"))
-            .hint("give the admin address (default 127.0.0.1:65002), not that of the mirror")
-    })?;
+    let status = read(admin, &body)?;
     if args.json {
         let value: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
         return say(&format!("{value:#}\n"));
     }
+    if args.peers {
+        return say(&paths(&status));
+    }
     say(&render(&status))
+}
+
+/// The admin address that was given, or that of the configuration.
+pub(super) fn admin(
+    given: Option<SocketAddr>,
+    config: Option<&Path>,
+) -> Result<SocketAddr, Failure> {
+    match given {
+        Some(admin) => Ok(admin),
+        None => Ok(Config::load(config)?.admin.listen),
+    }
+}
+
+/// What the node at `admin` answered.
+pub(super) fn read(admin: SocketAddr, body: &[u8]) -> Result<Status, Failure> {
+    parse(body).map_err(|e| {
+        Failure::new(format!("{admin} does not answer like a node: {e}"))
+            .hint("give the admin address (default 127.0.0.1:65002), not that of the mirror")
+    })
 }
 
 pub(super) fn parse(body: &[u8]) -> Result<Status, serde_json::Error> {
@@ -218,6 +256,87 @@ fn peers(peers: &[Peer]) -> String {
     table(&["peer", "address", "rtt", "received", "sent"], &rows)
 }
 
+/// A rate in bits, as links are named.
+pub(super) fn rate(bytes_per_s: u64) -> String {
+    let mbit = bytes_per_s as f64 * 8.0 / 1e6;
+    match mbit {
+        0.0..1.0 => format!("{:.0} kbit/s", mbit * 1000.0),
+        1.0..1000.0 => format!("{mbit:.1} Mbit/s"),
+        _ => format!("{:.2} Gbit/s", mbit / 1000.0),
+    }
+}
+
+fn estimate(bytes_per_s: Option<u64>, error_ratio: f64) -> String {
+    bytes_per_s.map_or_else(
+        || "-".to_owned(),
+        |it| format!("{} ±{:.0} %", rate(it), error_ratio * 100.0),
+    )
+}
+
+/// How paths are measured and what is sent beside others.
+pub(super) fn meter_line(meter: &Meter) -> String {
+    let counts = match (meter.counts.as_str(), &meter.why) {
+        ("kernel", _) => "counted by the kernel".to_owned(),
+        (_, Some(why)) => format!("counted by QUIC ({})", plain(why)),
+        (_, None) => "counted by QUIC".to_owned(),
+    };
+    let limit = match meter.send_limit_bytes_per_s {
+        None => "no limit".to_owned(),
+        Some(limit) if meter.yielding => format!("limit {}, giving way", rate(limit)),
+        Some(limit) => format!("limit {}", rate(limit)),
+    };
+    format!(
+        "sent     {} to peers, {} by others; {limit}; {counts}",
+        rate(meter.own_sent_bytes_per_s),
+        rate(meter.others_sent_bytes_per_s)
+    )
+}
+
+/// The columns of a table of paths.
+pub(super) const PATH_HEAD: [&str; 8] = [
+    "peer",
+    "address",
+    "rtt",
+    "in",
+    "out",
+    "delivers in",
+    "delivers out",
+    "loss",
+];
+
+/// One row of such a table.
+pub(super) fn path_row(peer: &Peer) -> Vec<String> {
+    vec![
+        short(&peer.node),
+        plain(&peer.address),
+        match (peer.silent, peer.rtt_ms) {
+            (true, _) => "silent".to_owned(),
+            (false, Some(ms)) => format!("{ms:.1} ms"),
+            (false, None) => "-".to_owned(),
+        },
+        rate(peer.inbound_bytes_per_s),
+        rate(peer.outbound_bytes_per_s),
+        estimate(
+            peer.deliverable_in_bytes_per_s,
+            peer.deliverable_in_error_ratio,
+        ),
+        estimate(
+            peer.deliverable_out_bytes_per_s,
+            peer.deliverable_out_error_ratio,
+        ),
+        format!("{:.1} %", peer.loss_ratio * 100.0),
+    ]
+}
+
+fn paths(status: &Status) -> String {
+    let meter = meter_line(&status.meter);
+    if status.peers.is_empty() {
+        return format!("{meter}\n\nno peers\n");
+    }
+    let rows: Vec<Vec<String>> = status.peers.iter().map(path_row).collect();
+    format!("{meter}\n\n{}", table(&PATH_HEAD, &rows))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,5 +378,27 @@ mod tests {
             "{text}"
         );
         assert!(text.contains("no peers"));
+    }
+
+    #[test]
+    fn paths_are_shown_with_what_they_deliver_and_how_sure_that_is() {
+        let status = parse(
+            br#"{"meter":{"counts":"quic","why":"no CAP_BPF","own_sent_bytes_per_s":125000,
+            "others_sent_bytes_per_s":250000000,"send_limit_bytes_per_s":1000000,"yielding":true},
+            "peers":[{"node":"aa","address":"10.0.0.2:65003","rtt_ms":0.21,"inbound_bytes_per_s":12500000,
+            "deliverable_in_bytes_per_s":125000000,"deliverable_in_error_ratio":0.04,"loss_ratio":0.012},
+            {"node":"bb","address":"10.0.0.3:65003","silent":true}]}"#,
+        )
+        .unwrap();
+        let text = paths(&status);
+        for part in [
+            "1.0 Mbit/s to peers, 2.00 Gbit/s by others; limit 8.0 Mbit/s, giving way; counted by QUIC (no CAP_BPF)",
+            "100.0 Mbit/s",
+            "1.00 Gbit/s \u{b1}4 %",
+            "1.2 %",
+            "silent",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
     }
 }

@@ -12,12 +12,12 @@ use super::document::Document;
 use super::error::ConfigError;
 use super::rate::bytes_per_s;
 use super::raw::{
-    Raw, RawControl, RawLabels, RawLazy, RawLog, RawMirror, RawPeer, RawRegistry, RawSource,
-    RawStore,
+    Raw, RawControl, RawLabels, RawLazy, RawLog, RawMeter, RawMirror, RawPeer, RawRegistry,
+    RawSource, RawStore,
 };
 use super::{
-    Admin, Config, Control, Labels, Lazy, Log, LogFormat, Mirror, Peer, Registry, Source, Store,
-    TlsFiles,
+    Admin, Config, Control, Labels, Lazy, Log, LogFormat, Meter, MeterKernel, Mirror, Peer,
+    Registry, Source, Store, TlsFiles,
 };
 
 /// As many as the driver makes use of.
@@ -44,6 +44,7 @@ impl Raw {
                 listen: address(file, &["admin", "listen"], &self.admin.listen)?,
             },
             peer: self.peer.check(file)?,
+            meter: self.meter.check(file)?,
             control: self.control.check(file)?,
             store: self.store.check(file)?,
             source: self.source.check(file)?,
@@ -232,21 +233,7 @@ impl RawPeer {
             0,
             PEER_THREADS_MAX,
         )?;
-        let uplink_bytes_per_s = match self.uplink.as_str() {
-            "" => None,
-            text => Some(
-                bytes_per_s(text)
-                    .ok()
-                    .filter(|&rate| rate >= UPLINK_MIN_BYTES_PER_S)
-                    .ok_or_else(|| {
-                        file.invalid(
-                            &["peer", "uplink"],
-                            format!("{text:?} is not the speed of a link of at least 8 Mbit/s"),
-                            "write a speed such as \"10 Gbit/s\" or \"800 Mbit/s\"",
-                        )
-                    })?,
-            ),
-        };
+        let uplink_bytes_per_s = speed(file, &["peer", "uplink"], &self.uplink)?;
         Ok(Peer {
             listen: address(file, &["peer", "listen"], &self.listen)?,
             advertise,
@@ -254,6 +241,41 @@ impl RawPeer {
             threads: usize::try_from(threads).unwrap_or(0),
             uplink_bytes_per_s,
             seed: self.seed,
+        })
+    }
+}
+
+impl RawMeter {
+    fn check(&self, file: &Document<'_>) -> Result<Meter, ConfigError> {
+        let kernel = match self.kernel.as_str() {
+            "auto" => MeterKernel::Auto,
+            "off" => MeterKernel::Off,
+            "required" => MeterKernel::Required,
+            other => {
+                return Err(file.invalid(
+                    &["meter", "kernel"],
+                    format!("{other:?} is not known"),
+                    "write \"auto\", \"off\" or \"required\"",
+                ));
+            }
+        };
+        let speed = |key, text| speed(file, &["meter", key], text);
+        let floor_bytes_per_s = speed("floor", &self.floor)?.unwrap_or(UPLINK_MIN_BYTES_PER_S);
+        let ceiling_bytes_per_s = speed("ceiling", &self.ceiling)?;
+        if ceiling_bytes_per_s.is_some_and(|ceiling| ceiling < floor_bytes_per_s) {
+            return Err(file.invalid(
+                &["meter", "ceiling"],
+                format!("{:?} is below the floor", self.ceiling),
+                "lower meter.floor, or raise meter.ceiling",
+            ));
+        }
+        Ok(Meter {
+            kernel,
+            interfaces: self.interfaces.clone(),
+            yields: self.yields,
+            floor_bytes_per_s,
+            ceiling_bytes_per_s,
+            peer_ceiling_bytes_per_s: speed("peer_ceiling", &self.peer_ceiling)?,
         })
     }
 }
@@ -330,6 +352,22 @@ impl RawLog {
             format,
         })
     }
+}
+
+fn speed(file: &Document<'_>, path: &[&str], text: &str) -> Result<Option<u64>, ConfigError> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let rate = bytes_per_s(text)
+        .ok()
+        .filter(|&rate| rate >= UPLINK_MIN_BYTES_PER_S);
+    rate.map(Some).ok_or_else(|| {
+        file.invalid(
+            path,
+            format!("{text:?} is not the speed of a link of at least 8 Mbit/s"),
+            "write a speed such as \"10 Gbit/s\" or \"800 Mbit/s\"",
+        )
+    })
 }
 
 fn address(file: &Document<'_>, path: &[&str], text: &str) -> Result<SocketAddr, ConfigError> {

@@ -11,12 +11,13 @@ use super::document::fields_of;
 type Fields = fn() -> &'static [&'static str];
 
 /// Each table of the file with the struct that reads it.
-pub(super) const SECTIONS: [(&str, Fields); 12] = [
+pub(super) const SECTIONS: [(&str, Fields); 13] = [
     ("", fields_of::<Raw>),
     ("mirror", fields_of::<RawMirror>),
     ("registries.*", fields_of::<RawRegistry>),
     ("admin", fields_of::<RawAdmin>),
     ("peer", fields_of::<RawPeer>),
+    ("meter", fields_of::<RawMeter>),
     ("control", fields_of::<RawControl>),
     ("store", fields_of::<RawStore>),
     ("source", fields_of::<RawSource>),
@@ -42,6 +43,7 @@ pub(super) struct Raw {
     pub(super) registries: BTreeMap<String, RawRegistry>,
     pub(super) admin: RawAdmin,
     pub(super) peer: RawPeer,
+    pub(super) meter: RawMeter,
     pub(super) control: RawControl,
     pub(super) store: RawStore,
     pub(super) source: RawSource,
@@ -123,6 +125,32 @@ impl Default for RawPeer {
             threads: 0,
             uplink: String::new(),
             seed: false,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct RawMeter {
+    pub(super) kernel: String,
+    pub(super) interfaces: Vec<String>,
+    #[serde(rename = "yield")]
+    pub(super) yields: bool,
+    pub(super) floor: String,
+    pub(super) ceiling: String,
+    pub(super) peer_ceiling: String,
+}
+
+impl Default for RawMeter {
+    fn default() -> Self {
+        Self {
+            kernel: "auto".into(),
+            interfaces: Vec::new(),
+            yields: false,
+            // A piece in a second.
+            floor: "8 Mbit/s".into(),
+            ceiling: String::new(),
+            peer_ceiling: String::new(),
         }
     }
 }

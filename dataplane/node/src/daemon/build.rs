@@ -23,6 +23,7 @@ use crate::engine::{Board, SHUTDOWN_GRACE, Shared};
 use crate::lazy::Settings;
 use crate::lazy::adopt::{Before, default_supervisor};
 use crate::lazy::operator::Operator;
+use crate::meter::{Meter, Programs};
 use crate::metrics::Metrics;
 use crate::peer::{Peers, Server};
 use crate::snapshots::Snapshots;
@@ -41,7 +42,11 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) async fn start(config: &Config, started: Instant) -> anyhow::Result<Self> {
+    pub(super) async fn start(
+        config: &Config,
+        programs: Programs,
+        started: Instant,
+    ) -> anyhow::Result<Self> {
         std::fs::create_dir_all(&config.data_dir).with_context(|| {
             format!(
                 "cannot create the data directory {} (data_dir): choose one that this user may write",
@@ -61,10 +66,19 @@ impl Node {
         let metrics = Arc::new(Metrics::new());
         metrics.store_limit.set(store_limit_bytes as f64);
         let board = Board::default();
-        let server = Server::new(store.clone(), board.clone(), Arc::clone(&metrics));
-        let endpoint = bind_peers(config, &identity)?;
+        let meter = Meter::new(programs, config);
+        let server = Server::new(
+            store.clone(),
+            board.clone(),
+            Arc::clone(&metrics),
+            Arc::clone(&meter),
+        );
+        let endpoint = bind_peers(config, &identity, &meter)?;
         let peer_addr = endpoint.local_addr();
-        let peers = Peers::start(endpoint, server, Arc::clone(&metrics));
+        let peers = Peers::start(endpoint, server, Arc::clone(&metrics), Arc::clone(&meter));
+        meter
+            .start(&peers, Arc::clone(&metrics))
+            .context("cannot start the meter's thread")?;
 
         let advertise = advertised(config, peer_addr, &target.address);
         let mut client = ClientConfig::new(target.address.clone(), (*identity).clone(), advertise);
@@ -272,9 +286,13 @@ async fn join(config: &Config, target: &JoinTarget) -> anyhow::Result<Identity> 
     }
 }
 
-fn bind_peers(config: &Config, identity: &Identity) -> anyhow::Result<Endpoint> {
+fn bind_peers(config: &Config, identity: &Identity, meter: &Meter) -> anyhow::Result<Endpoint> {
     let chain = identity.certificate_chain_der();
-    Endpoint::bind(EndpointConfig {
+    let see = |sockets: &[std::net::UdpSocket]| {
+        meter.see_sockets(sockets);
+        Ok(())
+    };
+    let config = EndpointConfig {
         listen: config.peer.listen,
         identity: NodeIdentity {
             certificate_chain_der: chain.iter().map(|c| c.to_vec()).collect(),
@@ -286,8 +304,9 @@ fn bind_peers(config: &Config, identity: &Identity) -> anyhow::Result<Endpoint> 
             ..Limits::default()
         },
         driver: config.peer.driver,
-    })
-    .context("cannot listen for peers (peer.listen, peer.driver)")
+    };
+    Endpoint::bind_seen(config, Some(&see))
+        .context("cannot listen for peers (peer.listen, peer.driver)")
 }
 
 /// The address that other nodes are told: the configured one; else the one from which control is

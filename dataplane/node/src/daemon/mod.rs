@@ -28,6 +28,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let started = Instant::now();
     start_log(&config)?;
     raise_descriptor_limit();
+    // Before the runtime's threads exist: each thread has rights of its own to give up.
+    let programs = crate::meter::Programs::load(&config.meter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("pantala")
@@ -45,7 +47,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         };
         tokio::pin!(stop);
         let node = tokio::select! {
-            node = Node::start(&config, started) => node?,
+            node = Node::start(&config, programs, started) => node?,
             () = &mut stop => return Ok(()),
         };
         node.run(stop).await

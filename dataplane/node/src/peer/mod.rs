@@ -5,17 +5,18 @@ mod serve;
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use pantala_control::Peer;
-use pantala_quic::{Connection, Endpoint, Error as QuicError};
+use pantala_quic::{Connection, Endpoint, Error as QuicError, PathStats};
 use pantala_wire::NodeId;
 use parking_lot::Mutex;
 
 pub use paths::{Asking, PathMeter, REPORT_INTERVAL};
 pub use serve::Server;
 
+use crate::meter::{Meter, PathStatus};
 use crate::metrics::Metrics;
 
 /// Addresses remembered. Control names a handful of parents for each task; above this the book is
@@ -38,6 +39,7 @@ struct Inner {
     server: Arc<Server>,
     metrics: Arc<Metrics>,
     paths: PathMeter,
+    meter: Arc<Meter>,
     addresses: Mutex<HashMap<NodeId, SocketAddr>>,
     slots: Mutex<HashMap<NodeId, Slot>>,
     connections: Mutex<Vec<Connection>>,
@@ -58,17 +60,37 @@ pub struct PeerSummary {
     pub sent_bytes: u64,
     /// Bytes received over UDP.
     pub received_bytes: u64,
+    /// What the path to it delivers.
+    #[serde(flatten)]
+    pub path: Option<PathStatus>,
+}
+
+/// [`Peers`] that do not live on because of this.
+#[derive(Clone)]
+pub struct WeakPeers(Weak<Inner>);
+
+impl WeakPeers {
+    /// The peers, if the node still has them.
+    pub fn upgrade(&self) -> Option<Peers> {
+        self.0.upgrade().map(|inner| Peers { inner })
+    }
 }
 
 impl Peers {
     /// Starts to take in connections on `endpoint` and to serve them by `server`.
-    pub fn start(endpoint: Endpoint, server: Arc<Server>, metrics: Arc<Metrics>) -> Self {
+    pub fn start(
+        endpoint: Endpoint,
+        server: Arc<Server>,
+        metrics: Arc<Metrics>,
+        meter: Arc<Meter>,
+    ) -> Self {
         let peers = Self {
             inner: Arc::new(Inner {
                 endpoint,
                 server,
                 metrics,
                 paths: PathMeter::default(),
+                meter,
                 addresses: Mutex::default(),
                 slots: Mutex::default(),
                 connections: Mutex::default(),
@@ -108,6 +130,25 @@ impl Peers {
     /// What each parent delivers.
     pub fn paths(&self) -> &PathMeter {
         &self.inner.paths
+    }
+
+    /// What the paths deliver, and what may be sent.
+    pub fn meter(&self) -> &Meter {
+        &self.inner.meter
+    }
+
+    /// These peers, without keeping them.
+    pub fn downgrade(&self) -> WeakPeers {
+        WeakPeers(Arc::downgrade(&self.inner))
+    }
+
+    /// Who is connected, where, and what QUIC knows of the way there.
+    pub fn links(&self) -> Vec<(NodeId, SocketAddr, PathStats)> {
+        // Not under the lock: asking a connection waits for the thread that has it.
+        let connections = self.inner.connections.lock().clone();
+        let open = connections.iter().filter(|c| !c.is_closed());
+        open.map(|c| (c.remote_node(), c.remote_addr(), c.stats()))
+            .collect()
     }
 
     /// The connection to `node`, made if there is none.
@@ -184,6 +225,7 @@ impl Peers {
                     rtt_ms: stats.rtt.as_secs_f64() * 1000.0,
                     sent_bytes: stats.sent_bytes,
                     received_bytes: stats.received_bytes,
+                    path: self.inner.meter.path_status(&c.remote_addr()),
                 }
             })
             .collect()

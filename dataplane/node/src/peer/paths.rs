@@ -21,6 +21,8 @@ const PATHS_MAX: usize = 1024;
 struct Path {
     bytes: u64,
     busy: Duration,
+    /// As `busy`, but not taken by reports.
+    busy_in_all: Duration,
     failures: u32,
     open: u32,
     busy_since: Option<Instant>,
@@ -30,7 +32,9 @@ impl Path {
     /// Moves the time until now into the sum.
     fn settle(&mut self, now: Instant) {
         if let Some(since) = self.busy_since.take() {
-            self.busy += now.saturating_duration_since(since);
+            let busy = now.saturating_duration_since(since);
+            self.busy += busy;
+            self.busy_in_all += busy;
         }
         if self.open > 0 {
             self.busy_since = Some(now);
@@ -76,6 +80,15 @@ impl PathMeter {
         });
     }
 
+    /// How long requests to `parent` have been under way in all; less than before if it was forgotten.
+    pub fn busy_in_all(&self, parent: &NodeId) -> Duration {
+        let mut paths = self.0.lock();
+        paths.get_mut(parent).map_or(Duration::ZERO, |path| {
+            path.settle(Instant::now());
+            path.busy_in_all
+        })
+    }
+
     fn change(&self, parent: NodeId, change: impl FnOnce(&mut Path)) {
         let mut paths = self.0.lock();
         if paths.len() < PATHS_MAX || paths.contains_key(&parent) {
@@ -83,17 +96,26 @@ impl PathMeter {
         }
     }
 
-    /// What there is to say since the last time, in reports as large as control takes them.
-    pub fn take(&self) -> Vec<Vec<PathReport>> {
+    /// What there is to say since the last time, in reports as large as control takes them. `deliverable` says
+    /// how many bytes a second a parent is measured to deliver, where it is; the time that its bytes would take at
+    /// that rate then stands for the time that was waited for them, which holds other waits too.
+    pub fn take(&self, deliverable: impl Fn(&NodeId) -> Option<f64>) -> Vec<Vec<PathReport>> {
         let now = Instant::now();
         let mut paths = self.0.lock();
         let mut reports: Vec<PathReport> = Vec::new();
         for (&node, path) in paths.iter_mut() {
             path.settle(now);
+            let bytes = std::mem::take(&mut path.bytes);
+            let waited = std::mem::take(&mut path.busy);
+            let busy = deliverable(&node)
+                .filter(|_| bytes > 0)
+                .map_or(waited, |rate| {
+                    Duration::from_secs_f64(bytes as f64 / rate.max(1.0)).min(waited)
+                });
             let report = PathReport {
                 node,
-                bytes: std::mem::take(&mut path.bytes),
-                busy: std::mem::take(&mut path.busy),
+                bytes,
+                busy,
                 failures: std::mem::take(&mut path.failures),
             };
             if !report.busy.is_zero() || report.failures > 0 {
@@ -133,14 +155,29 @@ mod tests {
         drop(asking);
         meter.failed(other);
         let whole = started.elapsed();
-        let reports = meter.take().concat();
+        let reports = meter.take(|_| None).concat();
         let bytes: Vec<_> = reports
             .iter()
             .map(|r| (r.node, r.bytes, r.failures))
             .collect();
         assert_eq!(bytes, [(parent, 300, 0), (other, 0, 1)]);
         assert!(reports[0].busy >= Duration::from_millis(5) && reports[0].busy <= whole);
-        assert!(meter.take().is_empty());
+        assert!(meter.take(|_| None).is_empty());
+    }
+
+    #[test]
+    fn a_rate_that_was_measured_stands_for_the_time_that_was_waited() {
+        let meter = PathMeter::default();
+        let parent = NodeId::new([1; 32]);
+        let asking = meter.ask(parent);
+        std::thread::sleep(Duration::from_millis(20));
+        meter.received(parent, 1000);
+        drop(asking);
+        let report = meter.take(|_| Some(100_000.0)).concat()[0];
+        assert_eq!(
+            (report.bytes, report.busy),
+            (1000, Duration::from_millis(10))
+        );
     }
 
     #[test]
@@ -149,7 +186,7 @@ mod tests {
         let _asking = meter.ask(NodeId::new([1; 32]));
         for _ in 0..2 {
             std::thread::sleep(Duration::from_millis(1));
-            assert!(meter.take().concat()[0].busy >= Duration::from_millis(1));
+            assert!(meter.take(|_| None).concat()[0].busy >= Duration::from_millis(1));
         }
     }
 }

@@ -8,10 +8,11 @@ use pantala_quic::{Connection, Error as QuicError, RecvStream, SendStream};
 use pantala_store::{Blob, PieceProof, Store, StoreError};
 use pantala_wire::layout::PIECE_SIZE_MIN;
 use pantala_wire::message::{self, Response, refusal::Reason, request, response};
-use pantala_wire::{BlobDigest, ByteRange, GROUP_SIZE, PieceIndex, PieceSet, Priority};
+use pantala_wire::{BlobDigest, ByteRange, GROUP_SIZE, NodeId, PieceIndex, PieceSet, Priority};
 use tokio::sync::Semaphore;
 
 use crate::engine::Board;
+use crate::meter::Meter;
 use crate::metrics::{Metrics, OutcomeLabel};
 
 /// Pieces sent at the same time, over all peers, for page faults, for waiting clients, and for the
@@ -51,17 +52,19 @@ pub struct Server {
     store: Store,
     board: Board,
     metrics: Arc<Metrics>,
+    meter: Arc<Meter>,
     turns: [Semaphore; 3],
     places: Semaphore,
 }
 
 impl Server {
     /// A server of what is in `store`; `board` rings when that grows.
-    pub fn new(store: Store, board: Board, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(store: Store, board: Board, metrics: Arc<Metrics>, meter: Arc<Meter>) -> Arc<Self> {
         Arc::new(Self {
             store,
             board,
             metrics,
+            meter,
             turns: SENDS_MAX.map(Semaphore::new),
             places: Semaphore::new(REQUESTS_MAX),
         })
@@ -78,7 +81,7 @@ impl Server {
                     Ok((send, recv)) => {
                         let server = Arc::clone(&self);
                         streams.spawn(async move {
-                            if let Err(error) = server.stream(send, recv).await {
+                            if let Err(error) = server.stream(peer, send, recv).await {
                                 tracing::debug!(?peer, %error, "stream of a peer ended early");
                             }
                         });
@@ -93,7 +96,12 @@ impl Server {
         }
     }
 
-    async fn stream(&self, mut send: SendStream, mut recv: RecvStream) -> Result<(), ServeError> {
+    async fn stream(
+        &self,
+        peer: NodeId,
+        mut send: SendStream,
+        mut recv: RecvStream,
+    ) -> Result<(), ServeError> {
         let request = tokio::time::timeout(REQUEST_TIMEOUT, recv.read_frame::<message::Request>())
             .await
             .map_err(|_| ServeError::Slow(REQUEST_TIMEOUT))??;
@@ -105,7 +113,7 @@ impl Server {
         };
         match request.kind {
             Some(request::Kind::Subscribe(_)) => self.subscribe(&digest, send).await,
-            Some(request::Kind::Fetch(fetch)) => self.fetch(&digest, &fetch, send).await,
+            Some(request::Kind::Fetch(fetch)) => self.fetch(&digest, &fetch, peer, send).await,
             None => refuse(&mut send, Reason::Malformed, "the request has no kind").await,
         }
     }
@@ -146,6 +154,7 @@ impl Server {
         &self,
         digest: &BlobDigest,
         fetch: &message::Fetch,
+        peer: NodeId,
         mut send: SendStream,
     ) -> Result<(), ServeError> {
         let Ok(_place) = self.places.try_acquire() else {
@@ -198,13 +207,15 @@ impl Server {
             })),
         })
         .await?;
-        self.send_bytes(first, &mut send).await?;
+        // A page fault stops a program: it waits for nothing but its bytes, which count all the same.
+        let waits = priority != Priority::Fault;
+        self.send_bytes(first, (peer, waits), &mut send).await?;
         let mut rest = ByteRange::new(range.start() + SLICE_BYTES, range.end());
         while let Some(left) = rest {
             let blob = blob.clone();
             let next = crate::engine::blocking(move || blob.slice(head(left))).await?;
-            self.send_bytes(next.ok_or(ServeError::Dropped)?, &mut send)
-                .await?;
+            let next = next.ok_or(ServeError::Dropped)?;
+            self.send_bytes(next, (peer, waits), &mut send).await?;
             rest = ByteRange::new(head(left).end(), left.end());
         }
         send.finish()?;
@@ -212,10 +223,18 @@ impl Server {
         Ok(())
     }
 
-    async fn send_bytes(&self, mut bytes: Bytes, send: &mut SendStream) -> Result<(), ServeError> {
+    async fn send_bytes(
+        &self,
+        mut bytes: Bytes,
+        (peer, waits): (NodeId, bool),
+        send: &mut SendStream,
+    ) -> Result<(), ServeError> {
         while !bytes.is_empty() {
             let part = bytes.split_to(bytes.len().min(SEND_BYTES));
             let len = part.len() as u64;
+            if waits {
+                self.meter.turn(peer, len).await;
+            }
             tokio::time::timeout(SEND_TIMEOUT, send.write_bytes(part))
                 .await
                 .map_err(|_| ServeError::Slow(SEND_TIMEOUT))??;

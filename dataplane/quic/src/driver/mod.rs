@@ -18,7 +18,7 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 use rustls_pki_types::CertificateDer;
 
-use crate::config::{DriverChoice, DriverKind, DriverReport, Limits};
+use crate::config::{DriverChoice, DriverKind, DriverReport, Limits, SeeSockets};
 use crate::connection::PathStats;
 use crate::error::{CloseReason, Error};
 use crate::identity::Tls;
@@ -47,13 +47,14 @@ impl Endpoint {
         listen: SocketAddr,
         limits: &Limits,
         tls: &Tls,
+        see: Option<SeeSockets<'_>>,
     ) -> io::Result<(Self, DriverReport)> {
         let setup = setup::Setup::new(limits, tls)?;
         let why = match choice {
             DriverChoice::Tokio => "chosen".to_owned(),
             DriverChoice::Auto | DriverChoice::Ring => match pantala_uring::probe() {
                 Ok(()) => {
-                    let (endpoint, threads) = ring::Endpoint::bind(listen, limits, setup)?;
+                    let (endpoint, threads) = ring::Endpoint::bind(listen, limits, setup, see)?;
                     let report = DriverReport {
                         kind: DriverKind::Ring { threads },
                         why: "the kernel has what it needs".into(),
@@ -66,7 +67,7 @@ impl Endpoint {
                 Err(error) => error.to_string(),
             },
         };
-        let endpoint = tokio::Endpoint::bind(listen, limits, setup)?;
+        let endpoint = tokio::Endpoint::bind(listen, limits, setup, see)?;
         let report = DriverReport {
             kind: DriverKind::Tokio,
             why,
@@ -188,6 +189,8 @@ impl Connection {
             udp_payload_bytes: stats.path.current_mtu,
             sent_bytes: stats.udp_tx.bytes,
             received_bytes: stats.udp_rx.bytes,
+            sent_datagrams: stats.udp_tx.datagrams,
+            received_datagrams: stats.udp_rx.datagrams,
             sent_packets: stats.path.sent_packets,
             lost_packets: stats.path.lost_packets,
         }

@@ -55,6 +55,7 @@ pub(super) fn all(facts: &Facts, config: &Config) -> Vec<Check> {
         kernel(&facts.kernel),
         io_uring(facts),
         lazy(facts),
+        meter(facts),
         rights(facts),
         udp_buffers(facts),
         data(&facts.disk, config),
@@ -119,6 +120,20 @@ fn lazy(facts: &Facts) -> Check {
     }
 }
 
+fn meter(facts: &Facts) -> Check {
+    match &facts.meter {
+        Ok(()) => Check::ok(
+            "meter",
+            "programs in the kernel count the traffic of peers and steer it to its thread",
+        ),
+        Err(why) => Check::warning(
+            "meter",
+            format!("{why}; paths are measured by QUIC's own counts"),
+            "give the service AmbientCapabilities=CAP_BPF CAP_NET_ADMIN, which it gives up after loading, or be content: set meter.kernel = \"off\"",
+        ),
+    }
+}
+
 fn rights(facts: &Facts) -> Check {
     let held: Vec<&str> = CAPABILITIES
         .iter()
@@ -135,7 +150,9 @@ fn rights(facts: &Facts) -> Check {
     };
     Check::ok(
         "rights",
-        format!("{user}, with {with}; only `pantala mount` needs one, CAP_SYS_ADMIN"),
+        format!(
+            "{user}, with {with}; the meter uses CAP_BPF and CAP_NET_ADMIN, `pantala mount` CAP_SYS_ADMIN"
+        ),
     )
 }
 
@@ -304,6 +321,7 @@ mod tests {
             io_uring: Ok(()),
             lazy: Some(Ok(())),
             poisoned: Vec::new(),
+            meter: Ok(()),
             is_root: true,
             capabilities: u64::MAX,
             rmem_max_bytes: Some(8 << 20),
@@ -357,7 +375,8 @@ mod tests {
                 change(disk);
             }
         };
-        let cases: [(Spoil, &str, Level); 8] = [
+        let cases: [(Spoil, &str, Level); 9] = [
+            (|f| f.meter = Err("no".into()), "meter", Level::Warning),
             (
                 |f| f.kernel = "4.18.0-553.el8".into(),
                 "kernel",

@@ -5,10 +5,11 @@ use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pantala_lazy::backend::fanotify::probe;
+use pantala_meter::kernel::{KernelConfig, KernelMeter};
 use rustix::process::{Resource, getrlimit};
 
 use super::super::setup::containerd::{self, CertsDir};
-use crate::config::Config;
+use crate::config::{Config, MeterKernel};
 use crate::lazy::record::Records;
 
 /// containerd's usual directory of registry settings.
@@ -24,6 +25,8 @@ pub(super) struct Facts {
     pub(super) lazy: Option<Result<(), String>>,
     /// Directories of lazy mounts that were found poisoned.
     pub(super) poisoned: Vec<String>,
+    /// Whether the kernel counts and steers for this user, or why not.
+    pub(super) meter: Result<(), String>,
     pub(super) is_root: bool,
     pub(super) capabilities: u64,
     pub(super) rmem_max_bytes: Option<u64>,
@@ -68,6 +71,7 @@ impl Facts {
                 .to_string_lossy()
                 .into_owned(),
             io_uring: pantala_quic::probe_ring(),
+            meter: meter(config),
             is_root,
             capabilities: of_status("CapEff:")
                 .and_then(|hex| u64::from_str_radix(&hex, 16).ok())
@@ -100,6 +104,16 @@ fn poisoned(data_dir: &Path) -> Vec<String> {
     poisoned
         .map(|record| record.at.display().to_string())
         .collect()
+}
+
+/// Loads the programs as a node would, and takes them away again.
+fn meter(config: &Config) -> Result<(), String> {
+    if config.meter.kernel == MeterKernel::Off {
+        return Err("meter.kernel is \"off\"".into());
+    }
+    KernelMeter::load(&KernelConfig::default())
+        .map(drop)
+        .map_err(|error| error.to_string())
 }
 
 fn number(path: &str) -> Option<u64> {

@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use super::connection::Connection;
 use super::inbox::{Command, Hall, Inbox};
 use super::thread::Thread;
-use crate::config::Limits;
+use crate::config::{Limits, SeeSockets};
 use crate::driver::setup::{DRAIN_MAX, Setup};
 use crate::error::{CloseReason, Error};
 
@@ -38,6 +38,7 @@ impl Endpoint {
         listen: SocketAddr,
         limits: &Limits,
         setup: Setup,
+        see: Option<SeeSockets<'_>>,
     ) -> io::Result<(Self, usize)> {
         let threads = match limits.threads {
             0 => thread::available_parallelism().map_or(1, usize::from),
@@ -49,6 +50,9 @@ impl Endpoint {
             batches: true,
         };
         let group = socket::bind_group(listen, threads, &options)?;
+        if let Some(see) = see {
+            see(&group.sockets)?;
+        }
         let local_addr = group
             .sockets
             .first()

@@ -152,11 +152,14 @@ impl Thread {
         if is_short && id == self.last_id {
             return Owner::Here;
         }
-        // The first packets of a handshake carry an ID that the client made up; whoever it leads to
-        // takes them.
-        let is_ours = is_short && self.setup.ids.made(id);
-        if is_short && !is_ours {
-            return Owner::Unknown;
+        // The first packets of a handshake carry an ID that the client made up; whoever they are led to
+        // takes them, by that ID or by a hash: all of one handshake are led to the same thread.
+        if !self.setup.ids.made(id) {
+            return if is_short {
+                Owner::Unknown
+            } else {
+                Owner::Here
+            };
         }
         let Some(first) = id.first() else {
             return Owner::Here;
@@ -165,7 +168,7 @@ impl Thread {
         if thread != self.number {
             return Owner::Thread(thread);
         }
-        if is_ours {
+        if is_short {
             self.last_id.copy_from_slice(id);
         }
         Owner::Here

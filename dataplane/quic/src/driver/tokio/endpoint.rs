@@ -8,7 +8,7 @@ use quinn::{TokioRuntime, VarInt};
 
 use super::connection::Connection;
 use super::socket;
-use crate::config::Limits;
+use crate::config::{Limits, SeeSockets};
 use crate::driver::errors::{connect_error, connection_error};
 use crate::driver::setup::{DRAIN_MAX, Setup};
 use crate::error::{CloseReason, Error};
@@ -26,8 +26,9 @@ impl Endpoint {
         listen: SocketAddr,
         limits: &Limits,
         setup: Setup,
+        see: Option<SeeSockets<'_>>,
     ) -> io::Result<Self> {
-        let socket = socket::bind(listen, limits)?;
+        let socket = socket::bind(listen, limits, see)?;
         let local_addr = quinn::AsyncUdpSocket::local_addr(&*socket)?;
         let quinn = quinn::Endpoint::new_with_abstract_socket(
             setup.endpoint(0, 1)?,

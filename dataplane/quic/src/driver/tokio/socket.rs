@@ -23,7 +23,7 @@ use rustix::net::sockopt;
 use tokio::sync::Notify;
 use tracing::{debug, info};
 
-use crate::config::Limits;
+use crate::config::{Limits, SeeSockets};
 use crate::driver::setup::CALL_BYTES_MAX;
 
 /// Most bytes that a receive with coalescing returns at once.
@@ -35,9 +35,16 @@ const FULL_HAND: usize = 10;
 const LANES: usize = 8;
 
 /// Binds the socket that an endpoint lives on.
-pub(super) fn bind(listen: SocketAddr, limits: &Limits) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+pub(super) fn bind(
+    listen: SocketAddr,
+    limits: &Limits,
+    see: Option<SeeSockets<'_>>,
+) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     let socket = std::net::UdpSocket::bind(listen)?;
     raise_buffers(&socket, limits.socket_buffer_bytes);
+    if let Some(see) = see {
+        see(std::slice::from_ref(&socket))?;
+    }
     let merging = Arc::new(MergingSocket {
         inner: TokioRuntime.wrap_udp_socket(socket)?,
         receive_segments_max: RECEIVE_BYTES_MAX.div_ceil(limits.udp_payload_max_bytes.into()),
