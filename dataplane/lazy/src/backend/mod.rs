@@ -2,9 +2,9 @@
 
 pub mod cachefiles;
 pub mod erofs;
-pub mod erofs_mount;
 pub mod fanotify;
 pub mod fuse;
+pub mod mountinfo;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -9,7 +9,7 @@
 pub mod adopt;
 pub mod device;
 pub mod image;
-pub mod mountinfo;
+
 pub mod operator;
 pub mod record;
 mod snapshots;
@@ -21,8 +21,8 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use pantala_lazy::backend::erofs;
 use pantala_lazy::backend::fanotify::{FanotifyBackend, FanotifyConfig};
+use pantala_lazy::backend::{erofs, mountinfo};
 use pantala_lazy::faults::Limits;
 use pantala_lazy::{Backend, Device, MountError, MountSpec};
 use pantala_source::{Credential, SourceError, Upstream};
@@ -563,8 +563,8 @@ fn check_directory(at: &Path) -> Result<(), LazyError> {
 }
 
 fn is_mounted(at: &Path) -> bool {
-    match std::fs::read("/proc/self/mountinfo") {
-        Ok(text) => mountinfo::mounted_at(&mountinfo::parse(&text), at).is_some(),
+    match mountinfo::mounts() {
+        Ok(mounts) => mountinfo::mounted_at(&mounts, at).is_some(),
         Err(error) => {
             tracing::warn!(%error, "the kernel does not say what is mounted");
             true

@@ -30,7 +30,8 @@ use rustix::fs::{Mode, OFlags};
 use tokio::task::JoinHandle;
 
 use self::serve::{Served, Server};
-use super::erofs_mount::{detach, mount_erofs, mounts, refused};
+use super::erofs::{detach, mount_with, refused};
+use super::mountinfo::mounts;
 use super::{Backend, BackendKind, MountError, MountSpec};
 use crate::device::{Device, FillError};
 use crate::faults::{DeviceId, Limits};
@@ -275,7 +276,7 @@ fn mount_named(name: &str, devices: usize, at: &Path) -> Result<(), MountError> 
         ("domain_id", OsStr::new(cache::DOMAIN)),
     ];
     options.extend(devices.iter().map(|name| ("device", OsStr::new(name))));
-    mount_erofs(&options, at)
+    mount_with(&options, at)
 }
 
 /// The metadata: wholly local.

@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 pub use self::probe::probe;
 use self::records::{Record, Records};
 use self::session::{Served, Session};
-use super::erofs_mount::{VALUE_BYTES_MAX, detach, mount_erofs, refused};
+use super::erofs::{VALUE_BYTES_MAX, detach, mount_with, refused};
 use super::{Backend, BackendKind, MountError, MountSpec};
 use crate::device::Device;
 use crate::faults::{DeviceId, Limits};
@@ -239,7 +239,7 @@ fn mount_over(folder: &Path, spec: &MountSpec) -> Result<(), MountError> {
         .collect();
     let mut options = vec![("source", spec.metadata.as_os_str())];
     options.extend(paths.iter().map(|path| ("device", path.as_os_str())));
-    mount_erofs(&options, &spec.at)
+    mount_with(&options, &spec.at)
 }
 
 impl Backend for FuseBackend {

@@ -5,8 +5,7 @@ use std::path::Path;
 
 use super::connect;
 use crate::backend::MountError;
-use crate::backend::erofs::empty_image;
-use crate::backend::erofs_mount::{detach, mount_erofs, refused};
+use crate::backend::erofs::{detach, empty_image, mount_with, refused};
 
 /// Opens `/dev/fuse`, and mounts an empty EROFS image that is a file in `dir`. Leaves nothing behind. Blocks.
 pub fn probe(dir: &Path) -> Result<(), MountError> {
@@ -24,6 +23,6 @@ fn try_in(trial: &Path, at: &Path) -> Result<(), MountError> {
     let image = trial.join("image");
     fs::write(&image, empty_image())
         .map_err(|error| refused(format!("write {}", image.display()), error))?;
-    mount_erofs(&[("source", image.as_os_str())], at)?;
+    mount_with(&[("source", image.as_os_str())], at)?;
     detach(at)
 }

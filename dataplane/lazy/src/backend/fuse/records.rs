@@ -14,7 +14,8 @@ use rustix::fs::FlockOperation;
 use rustix::mount::{UnmountFlags, unmount};
 
 use crate::backend::MountError;
-use crate::backend::erofs_mount::{Mounted, detach, mounts, refused};
+use crate::backend::erofs::{detach, refused};
+use crate::backend::mountinfo::{Mounted, mounts};
 
 /// The folder with the records of one process.
 pub(super) struct Records {
