@@ -70,8 +70,9 @@ pub(super) fn deny(_: &Options) -> Result<Outcome> {
     let database = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")))
-        .map(|home| home.join("advisory-dbs"))
-        .filter(|dir| dir.is_dir());
+        // A try to fetch it without a network leaves the folder with a lock file alone.
+        .and_then(|home| std::fs::read_dir(home.join("advisory-dbs")).ok())
+        .and_then(|entries| entries.flatten().find(|entry| entry.path().is_dir()));
     let mut command = cargo();
     command.args(["deny", "--offline", "check", "--hide-inclusion-graph"]);
     command.args(["licenses", "bans", "sources"]);

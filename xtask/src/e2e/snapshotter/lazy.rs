@@ -14,11 +14,14 @@ use crate::rig::cri::NAMESPACE;
 use crate::rig::enclosure::rig_name;
 use crate::rig::image::PROGRAM;
 use crate::rig::node::{Node, NodeSpec};
-use crate::rig::process::Process;
+use crate::rig::process::{Process, run_to_end};
 use crate::rig::registry::{Access, Registry};
 
 const START_MAX: Duration = Duration::from_secs(20);
+/// mkfs.erofs and hashing of some megabytes, on a busy machine.
+const CONVERT_MAX: Duration = Duration::from_secs(60);
 const LAZY: &str = "test/lazy:v1";
+const PLAIN: &str = "test/plain:v1";
 
 pub(super) fn tests() -> Vec<Test> {
     vec![
@@ -29,6 +32,10 @@ pub(super) fn tests() -> Vec<Test> {
         test!(
             "snapshotter: the node finds the image of a lazy layer by asking containerd",
             |stage| by_node(stage, false)
+        ),
+        test!(
+            "snapshotter: containerd starts lazily what pantala convert made",
+            converted
         ),
         test!(
             "snapshotter: an EROFS image runs and containerd has none of its layers",
@@ -67,14 +74,13 @@ struct Host {
 }
 
 impl Host {
+    /// Over the layers of `local` as they lie there, or over a node.
     async fn set_up(
         stage: &Stage,
-        lazy: &LazyImage,
+        registry: Registry,
         annotates: bool,
-        by_node: bool,
+        local: Option<&LazyImage>,
     ) -> Result<Self> {
-        let registry = Registry::start(&stage.rig.machine("registry")?, Access::Plain).await?;
-        registry.push(&lazy.image, LAZY).await?;
         let machine = stage.rig.machine("node")?;
         let run = Path::new("/run").join(machine.address().to_string());
         fs::create_dir_all(&run)?;
@@ -83,17 +89,7 @@ impl Host {
             machine.dir().join("snapshots"),
         );
         let containerd_socket = run.join("c.sock");
-        let behind = if by_node {
-            let lines =
-                format!("listen = {socket:?}\nroot = {root:?}\ncontainerd = {containerd_socket:?}");
-            let spec = NodeSpec {
-                registry: registry.url(),
-                ..NodeSpec::default()
-            };
-            let spec = spec.with("snapshotter", lines);
-            let node = Node::start(&machine, &stage.programs.node, &spec).await?;
-            Behind::Node(Box::new(node))
-        } else {
+        let behind = if let Some(lazy) = local {
             let blobs = lazy.image.path_of(&lazy.image.manifest);
             let mut command = machine.command(&stage.programs.local_erofs);
             command.args([&socket, &root, &containerd_socket]);
@@ -104,6 +100,16 @@ impl Host {
                 .wait_until("listened", START_MAX, async || socket.exists())
                 .await?;
             Behind::Local(snapshotter)
+        } else {
+            let lines =
+                format!("listen = {socket:?}\nroot = {root:?}\ncontainerd = {containerd_socket:?}");
+            let spec = NodeSpec {
+                registry: registry.url(),
+                ..NodeSpec::default()
+            };
+            let spec = spec.with("snapshotter", lines);
+            let node = Node::start(&machine, &stage.programs.node, &spec).await?;
+            Behind::Node(Box::new(node))
         };
         let plugins = Plugins {
             snapshotter: Some(socket),
@@ -129,9 +135,8 @@ impl Host {
         self.containerd.call_in(NAMESPACE, arguments).await
     }
 
-    /// Pulls, runs and compares; containerd must hold `blobs` blobs and no more, and the snapshotter
-    /// must know the image by the name of `registry`.
-    async fn runs(&self, lazy: &LazyImage, blobs: usize, registry: &str) -> Result<()> {
+    /// Pulls and runs; containerd must hold `blobs` blobs and no more.
+    async fn runs(&self, blobs: usize) -> Result<()> {
         self.containerd.pull_by_cri(LAZY, &self.route).await?;
         let held = fs::read_dir(self.containerd.blobs_dir())?.count();
         ensure!(held == blobs, "containerd holds {held} blobs, not {blobs}");
@@ -146,7 +151,12 @@ impl Host {
             output.contains("from-a-lazy-image"),
             "the container printed {output:?}"
         );
+        Ok(())
+    }
 
+    /// The same, and compares; the snapshotter must know the image by the name of `registry`.
+    async fn runs_and_shows(&self, lazy: &LazyImage, blobs: usize, registry: &str) -> Result<()> {
+        self.runs(blobs).await?;
         let chain_id = lazy.image.chain_id();
         let seen = self
             .containerd
@@ -194,6 +204,13 @@ impl Host {
     }
 }
 
+/// A registry that has the image.
+async fn pushed(stage: &Stage, lazy: &LazyImage, name: &str) -> Result<Registry> {
+    let registry = Registry::start(&stage.rig.machine("registry")?, Access::Plain).await?;
+    registry.push(&lazy.image, name).await?;
+    Ok(registry)
+}
+
 /// containerd's content store, which is asked where CRI does not say it, keeps no port.
 const fn registry_known(annotates: bool) -> &'static str {
     if annotates {
@@ -211,9 +228,16 @@ async fn erofs(stage: &Stage, annotates: bool) -> Result<Outcome> {
         return Ok(Outcome::Missed("containerd needs root".into()));
     }
     let lazy = lazy_image::erofs(&stage.rig.scratch("erofs")?)?;
-    let host = Host::set_up(stage, &lazy, annotates, false).await?;
+    let host = Host::set_up(
+        stage,
+        pushed(stage, &lazy, LAZY).await?,
+        annotates,
+        Some(&lazy),
+    )
+    .await?;
     // The manifest and the configuration.
-    host.runs(&lazy, 2, registry_known(annotates)).await?;
+    host.runs_and_shows(&lazy, 2, registry_known(annotates))
+        .await?;
     host.leaves_nothing().await?;
     Ok(Outcome::Passed)
 }
@@ -226,15 +250,47 @@ async fn by_node(stage: &Stage, annotates: bool) -> Result<Outcome> {
         return Ok(Outcome::Missed("containerd needs root".into()));
     }
     let lazy = lazy_image::erofs(&stage.rig.scratch("erofs")?)?;
-    let mut host = Host::set_up(stage, &lazy, annotates, true).await?;
-    host.runs(&lazy, 2, "").await?;
+    let mut host = Host::set_up(stage, pushed(stage, &lazy, LAZY).await?, annotates, None).await?;
+    host.runs_and_shows(&lazy, 2, "").await?;
     // The mount outlives the node, and the next one takes it up.
     if let Behind::Node(node) = &mut host.behind {
         node.kill();
         node.start_again().await?;
     }
     host.wait_reconnected().await?;
-    host.runs(&lazy, 2, "").await?;
+    host.runs_and_shows(&lazy, 2, "").await?;
+    host.leaves_nothing().await?;
+    Ok(Outcome::Passed)
+}
+
+/// An ordinary image, converted, and started without containerd having any of its layers.
+async fn converted(stage: &Stage) -> Result<Outcome> {
+    if let Some(why) = lazy_image::missing() {
+        return Ok(Outcome::Missed(why));
+    }
+    if !stage.rig.has_namespaces() {
+        return Ok(Outcome::Missed("containerd needs root".into()));
+    }
+    let plain = lazy_image::archive(&stage.rig.scratch("plain")?)?;
+    let registry = pushed(stage, &plain, PLAIN).await?;
+    let url = registry.url();
+    let host = url.split_once("://").map_or(url.as_str(), |(_, host)| host);
+    let builder = stage.rig.machine("builder")?;
+    let mut command = builder.command(&stage.programs.node);
+    command.arg("convert");
+    command.args([format!("{host}/{PLAIN}"), format!("{host}/{LAZY}")]);
+    command.args([
+        "--no-node",
+        "--plain-http",
+        "--target-plain-http",
+        "--work-dir",
+    ]);
+    command.arg(builder.dir());
+    run_to_end(command, CONVERT_MAX)
+        .await?
+        .ok("pantala convert")?;
+    let host = Host::set_up(stage, registry, true, None).await?;
+    host.runs(2).await?;
     host.leaves_nothing().await?;
     Ok(Outcome::Passed)
 }
@@ -247,9 +303,16 @@ async fn nydus(stage: &Stage, annotates: bool) -> Result<Outcome> {
         return Ok(Outcome::Missed("containerd needs root".into()));
     }
     let lazy = lazy_image::nydus(&stage.rig.scratch("nydus")?)?;
-    let host = Host::set_up(stage, &lazy, annotates, false).await?;
+    let host = Host::set_up(
+        stage,
+        pushed(stage, &lazy, LAZY).await?,
+        annotates,
+        Some(&lazy),
+    )
+    .await?;
     // The bootstrap besides.
-    host.runs(&lazy, 3, registry_known(annotates)).await?;
+    host.runs_and_shows(&lazy, 3, registry_known(annotates))
+        .await?;
     host.leaves_nothing().await?;
     Ok(Outcome::Passed)
 }

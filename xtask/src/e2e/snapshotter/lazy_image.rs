@@ -29,6 +29,15 @@ pub(super) fn missing() -> Option<String> {
     (!found).then(|| "needs mkfs.erofs (package erofs-utils)".to_owned())
 }
 
+/// An ordinary image: one archive.
+pub(super) fn archive(dir: &Path) -> Result<LazyImage> {
+    let source = gather_source(dir)?;
+    let mut tar = tar::Builder::new(Vec::new());
+    tar.append_dir_all(".", &source)?;
+    let image = Image::of_tars(&dir.join("layout"), &[tar.into_inner()?])?;
+    Ok(LazyImage { image, source })
+}
+
 /// A metadata layer over a data layer.
 pub(super) fn erofs(dir: &Path) -> Result<LazyImage> {
     let source = gather_source(dir)?;
