@@ -7,11 +7,11 @@ use anyhow::Result;
 
 use super::images::SEQUENTIAL;
 use super::{SEED, Scene, blocking, read};
-use crate::perf::figures::Figures;
+use crate::perf::figures::{Figures, median};
 use crate::rig::lazy::MountPoint;
 
-/// Times that the file is read from start to end in a round, by each side in turn: once takes too short a time.
-const PASSES: u32 = 4;
+/// Times that the file is read from start to end in a round, by each side in turn; the median counts.
+const PASSES: u32 = 7;
 /// Random reads of a round: kind, bytes of each, and how many at most.
 const RANDOM: [(&str, usize, usize); 2] = [
     ("random_64k", 64 << 10, 2_000),
@@ -79,38 +79,41 @@ impl Part {
             });
         }
         figures.note(
-            "complete: a mount that was filled in the background and unmarked, against the same metadata and data as plain files mounted without a node. read, random_64k, random_4k: the pages of the mounted file are dropped before, those of the files behind it are in the page cache, for both sides alike; no disk is measured. cached_read: the pages of the mounted file are in the page cache too. Ratios are medians of the ratios within each round",
+            "complete: a mount that was filled in the background and unmarked, against the same metadata and data as plain files mounted without a node. read, random_64k, random_4k: the pages of the mounted file are dropped before, those of the files behind it are in the page cache, for both sides alike; no disk is measured. cached_read: the pages of the mounted file are in the page cache too. A round is the median of passes in turn, ratios are medians of the ratios within each round",
         );
     }
 }
 
-/// One round: the sides in turn, and the other first each time.
+/// One round: the sides strictly in turn, another first in each round. A pass that follows one of its own side
+/// finds other free pages than one that follows the other's, so both sides' pages are dropped before each.
 fn rates(lazy: &File, local: &File, round: u32) -> Result<Rates> {
     let file = |side| if side == Side::Lazy { lazy } else { local };
-    let order = |number: u32| match (round + number) % 2 {
-        0 => [Side::Lazy, Side::Local],
-        _ => [Side::Local, Side::Lazy],
-    };
+    let mut order = [Side::Lazy, Side::Local];
+    if round % 2 == 1 {
+        order.reverse();
+    }
+    let forget = || read::forget(lazy).and_then(|()| read::forget(local));
     let mut rates = Rates::new();
     for (kind, cached) in [("read", false), ("cached_read", true)] {
-        let mut sums = (0.0, 0.0);
-        for pass in 0..PASSES {
-            for side in order(pass) {
+        let mut passes = (Vec::new(), Vec::new());
+        for _ in 0..PASSES {
+            for side in order {
                 if !cached {
-                    read::forget(file(side))?;
+                    forget()?;
                 }
-                let rate = read::sequential(file(side))?;
-                *of(&mut sums, side) += rate / f64::from(PASSES);
+                of(&mut passes, side).push(read::sequential(file(side))?);
             }
         }
-        rates.insert(kind, sums);
+        rates.insert(kind, (median(&passes.0), median(&passes.1)));
+        // What the next kind finds cached.
+        read::whole(lazy).and(read::whole(local))?;
     }
     let bytes = lazy.metadata()?.len();
-    for (number, (kind, size, count)) in (0..).zip(RANDOM) {
+    for (kind, size, count) in RANDOM {
         let offsets = read::places(bytes, size as u64, count, SEED + u64::from(round));
         let mut pair = (0.0, 0.0);
-        for side in order(number) {
-            read::forget(file(side))?;
+        for side in order {
+            forget()?;
             *of(&mut pair, side) = read::rate(&read::random(file(side), size, &offsets)?);
         }
         rates.insert(kind, pair);
@@ -118,7 +121,7 @@ fn rates(lazy: &File, local: &File, round: u32) -> Result<Rates> {
     Ok(rates)
 }
 
-fn of(pair: &mut (f64, f64), side: Side) -> &mut f64 {
+fn of<T>(pair: &mut (T, T), side: Side) -> &mut T {
     match side {
         Side::Lazy => &mut pair.0,
         Side::Local => &mut pair.1,
