@@ -6,6 +6,7 @@ mod figures;
 mod first_byte;
 mod flame;
 mod hit;
+mod lazy;
 mod led;
 mod memory;
 mod meter;
@@ -35,6 +36,8 @@ pub(crate) enum Benchmark {
     FirstByte(Options),
     /// A local hit, and nginx with sendfile serving the same file
     Hit(hit::Options),
+    /// Lazy mounts: complete, through faults, and a start, against local files and a pull in full
+    Lazy(lazy::Options),
     /// The memory of a node that serves a large blob to three peers and a client
     Memory(Options),
     /// One peer to another, page cache to file, against what people would use instead
@@ -93,6 +96,7 @@ impl Benchmark {
         match self {
             Self::FirstByte(_) => "first-byte",
             Self::Hit(_) => "hit",
+            Self::Lazy(_) => "lazy",
             Self::Memory(_) => "memory",
             Self::Transfer(options) => options.name(),
             Self::Small(_) => "small",
@@ -109,6 +113,7 @@ impl Benchmark {
         match self {
             Self::FirstByte(options) | Self::Memory(options) => Some(&options.keep),
             Self::Hit(options) => Some(&options.keep),
+            Self::Lazy(options) => Some(&options.keep),
             Self::Transfer(options) => Some(&options.keep),
             Self::Small(options) => Some(&options.keep),
             Self::Store(options) => Some(&options.keep),
@@ -135,6 +140,7 @@ impl Benchmark {
                 options.size_bytes() * 3 * u64::from(options.rounds + first_byte::WARM_UP_ROUNDS)
             }
             Self::Hit(options) => options.space_bytes(),
+            Self::Lazy(options) => options.space_bytes(),
             Self::Memory(options) => options.size_bytes() * 6,
             Self::Transfer(options) => options.space_bytes(),
             Self::Small(options) => options.space_bytes(),
@@ -149,8 +155,10 @@ impl Benchmark {
     fn programs(&self) -> &'static [&'static [&'static str]] {
         const NODE: &[&str] = &["pantala-node", "pantala-control"];
         const PERF: &[&str] = &["pantala-perf"];
+        const SUPERVISOR: &[&str] = &["pantala-supervisor"];
         match self {
             Self::FirstByte(_) | Self::Hit(_) | Self::Memory(_) => &[NODE],
+            Self::Lazy(_) => &[NODE, SUPERVISOR],
             Self::Transfer(_) | Self::Store(_) | Self::Control(_) | Self::Meter(_) => &[PERF],
             Self::Small(options) if !options.needs_nodes() => &[PERF],
             Self::Small(_) | Self::Soak(_) => &[PERF, NODE],
@@ -163,6 +171,7 @@ impl Benchmark {
             Self::Transfer(_) | Self::Store(_) => vec![packages::TRANSFER],
             Self::Control(_) | Self::Meter(_) => Vec::new(),
             Self::Small(_) | Self::Soak(_) => vec![packages::BASE, packages::TRANSFER],
+            Self::Lazy(_) => vec![packages::BASE, packages::PERF, packages::MOUNTS],
             _ => vec![packages::BASE, packages::PERF],
         };
         if enclosure::is_root() {
@@ -200,6 +209,7 @@ async fn measure(rig: &Rig, benchmark: &Benchmark) -> Result<ExitCode> {
     let figures: Figures = match benchmark {
         Benchmark::FirstByte(options) => first_byte::measure(rig, &programs, options).await?,
         Benchmark::Hit(options) => hit::measure(rig, &programs, options).await?,
+        Benchmark::Lazy(options) => lazy::measure(rig, &programs, options).await?,
         Benchmark::Memory(options) => memory::measure(rig, &programs, options).await?,
         Benchmark::Transfer(options) => transfer::measure(rig, options).await?,
         Benchmark::Small(options) => small::measure(rig, &programs, options).await?,

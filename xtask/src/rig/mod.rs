@@ -12,6 +12,7 @@ pub(crate) mod enclosure;
 pub(crate) mod files;
 pub(crate) mod http;
 pub(crate) mod image;
+pub(crate) mod lazy;
 pub(crate) mod machine;
 pub(crate) mod nginx;
 pub(crate) mod node;

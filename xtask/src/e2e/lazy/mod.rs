@@ -3,7 +3,7 @@
 mod tree;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -17,9 +17,8 @@ use super::{Outcome, Stage, Test, test};
 use crate::rig::containerd::REGISTRY_NAME;
 use crate::rig::control::Control;
 use crate::rig::enclosure::signal_process;
-use crate::rig::http;
+use crate::rig::lazy::{self, MountPoint, summary, tool, unmount};
 use crate::rig::node::{Node, NodeSpec};
-use crate::rig::process::run_to_end;
 use crate::rig::proxy::{Fault, Rule, Target};
 use crate::rig::registry::{PASSWORD, USER};
 use tree::{Tree, end, start};
@@ -36,8 +35,6 @@ const NODES: u32 = 3;
 const RATIO_MAX: f64 = 1.02;
 /// How long a read may wait in the test of a lost registry, by the node's configuration.
 const FILL_TIMEOUT_MS: u64 = 4_000;
-/// A mount is its metadata, which is small; a slow machine may take this long.
-const MOUNT_MAX: Duration = Duration::from_secs(60);
 const COMPLETE_MAX: Duration = Duration::from_secs(120);
 
 pub(super) fn tests() -> Vec<Test> {
@@ -80,23 +77,6 @@ pub(super) fn tests() -> Vec<Test> {
     ]
 }
 
-/// Unmounts below its directory when it is dropped, so that the rig can remove it.
-struct MountPoint(PathBuf);
-
-impl MountPoint {
-    fn new(stage: &Stage) -> Result<Self> {
-        Ok(Self(stage.rig.scratch("mount")?.canonicalize()?))
-    }
-}
-
-impl Drop for MountPoint {
-    fn drop(&mut self) {
-        // Of tests that failed, and of those that end in a mount.
-        let flags = rustix::mount::UnmountFlags::DETACH;
-        while rustix::mount::unmount(&self.0, flags).is_ok() {}
-    }
-}
-
 /// What cannot be tested without root.
 fn missed(stage: &Stage) -> Option<Outcome> {
     let why = "mounting needs root".to_owned();
@@ -110,33 +90,8 @@ async fn cluster(stage: &Stage, tree: &Tree, nodes: u32, line: &str) -> Result<C
     Ok(cluster)
 }
 
-async fn tool(node: &Node, command: &str, arguments: &[&str]) -> Result<String> {
-    let mut tool = node.tool(command);
-    tool.args(arguments);
-    let ended = run_to_end(tool, MOUNT_MAX).await?;
-    let log = node.log_tail();
-    Ok(ended
-        .ok(&format!("pantala {command} {arguments:?}"))
-        .context(log)?
-        .output)
-}
-
 async fn mount(node: &Node, at: &Path) -> Result<()> {
-    let image = format!("{REGISTRY_NAME}/{NAME}");
-    tool(node, "mount", &[&image, &at.display().to_string()]).await?;
-    Ok(())
-}
-
-async fn unmount(node: &Node, at: &Path) -> Result<()> {
-    tool(node, "umount", &[&at.display().to_string()]).await?;
-    Ok(())
-}
-
-/// What the node says of its one mount.
-async fn summary(node: &Node) -> Result<serde_json::Value> {
-    let text = http::get_text(&node.admin_url("/mounts")).await?;
-    let mounts: serde_json::Value = serde_json::from_str(&text)?;
-    Ok(mounts[0].clone())
+    lazy::mount(node, &format!("{REGISTRY_NAME}/{NAME}"), at).await
 }
 
 /// The supervisor of the node's mounts, by the file that it has locked.
@@ -163,7 +118,7 @@ async fn every_file(stage: &Stage) -> Result<Outcome> {
     }
     let tree = Tree::build(stage, IMAGE_MB, 2)?;
     let cluster = cluster(stage, &tree, 1, "background_fill = false").await?;
-    let (node, at) = (&cluster.nodes[0], MountPoint::new(stage)?);
+    let (node, at) = (&cluster.nodes[0], MountPoint::new(&stage.rig)?);
     mount(node, &at.0).await?;
     let sent = cluster.proxy.bytes(Target::Blob);
     ensure!(
@@ -191,7 +146,7 @@ async fn killed(stage: &Stage) -> Result<Outcome> {
     }
     let tree = Tree::build(stage, IMAGE_MB, 1)?;
     let mut cluster = cluster(stage, &tree, 1, "background_fill = false").await?;
-    let at = MountPoint::new(stage)?;
+    let at = MountPoint::new(&stage.rig)?;
     mount(&cluster.nodes[0], &at.0).await?;
     let supervisor = supervisor_of(&cluster.nodes[0])?;
     // So that data is missing until after the last kill.
@@ -246,7 +201,7 @@ async fn supervisor_killed(stage: &Stage) -> Result<Outcome> {
     }
     let tree = Tree::build(stage, SMALL_MB, 1)?;
     let mut cluster = cluster(stage, &tree, 1, "background_fill = false").await?;
-    let at = MountPoint::new(stage)?;
+    let at = MountPoint::new(&stage.rig)?;
     mount(&cluster.nodes[0], &at.0).await?;
     let mut readers = Vec::new();
     for number in 0..4 {
@@ -286,7 +241,7 @@ async fn poisoned(stage: &Stage) -> Result<Outcome> {
     }
     let tree = Tree::build(stage, SMALL_MB, 1)?;
     let mut cluster = cluster(stage, &tree, 1, "background_fill = false").await?;
-    let at = MountPoint::new(stage)?;
+    let at = MountPoint::new(&stage.rig)?;
     mount(&cluster.nodes[0], &at.0).await?;
     let supervisor = supervisor_of(&cluster.nodes[0])?;
     cluster.nodes[0].kill();
@@ -311,7 +266,7 @@ async fn registry_lost(stage: &Stage) -> Result<Outcome> {
     let tree = Tree::build(stage, SMALL_MB, 1)?;
     let lines = format!("background_fill = false\nfill_timeout_ms = {FILL_TIMEOUT_MS}");
     let mut cluster = cluster(stage, &tree, 1, &lines).await?;
-    let at = MountPoint::new(stage)?;
+    let at = MountPoint::new(&stage.rig)?;
     mount(&cluster.nodes[0], &at.0).await?;
     cluster.proxy.refuse(true)?;
     // One file: a program that is read from its start.
@@ -369,7 +324,7 @@ async fn private(stage: &Stage) -> Result<Outcome> {
         .with("lazy", "background_fill = false");
     let machine = stage.rig.machine("node-0")?;
     let mut node = Node::start(&machine, &stage.programs.node, &spec).await?;
-    let at = MountPoint::new(stage)?;
+    let at = MountPoint::new(&stage.rig)?;
     ensure!(
         mount(&node, &at.0).await.is_err(),
         "mounted without a login"
@@ -401,7 +356,7 @@ async fn at_once(stage: &Stage) -> Result<Outcome> {
     let tree = Tree::build(stage, IMAGE_MB, 1)?;
     let cluster = cluster(stage, &tree, NODES, "background_fill = true").await?;
     let points: Vec<MountPoint> = (0..NODES)
-        .map(|_| MountPoint::new(stage))
+        .map(|_| MountPoint::new(&stage.rig))
         .collect::<Result<_>>()?;
     let nodes = || cluster.nodes.iter().zip(&points);
     let work = nodes().map(|(node, at)| async {
@@ -447,7 +402,7 @@ async fn background(stage: &Stage) -> Result<Outcome> {
     }
     let tree = Tree::build(stage, SMALL_MB, 2)?;
     let mut cluster = cluster(stage, &tree, 1, "background_fill = true").await?;
-    let at = MountPoint::new(stage)?;
+    let at = MountPoint::new(&stage.rig)?;
     mount(&cluster.nodes[0], &at.0).await?;
     wait_complete(&cluster.nodes[0]).await?;
     // Marks are taken away within a second of the end.

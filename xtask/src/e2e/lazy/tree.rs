@@ -11,12 +11,15 @@ use tokio::process::Child;
 use crate::e2e::Stage;
 use crate::rig::files::gather;
 use crate::rig::image::{Image, digest_of};
+use crate::rig::lazy::mkfs;
 use crate::rig::process::run_to_end;
 
 /// Programs of the tree that are executed; each says its version and ends.
 const PROGRAMS: [&str; 12] = [
     "ls", "cat", "sort", "sed", "grep", "tar", "find", "cp", "od", "tr", "wc", "env",
 ];
+/// Smaller than a page fault's read-ahead, so that the reads of one file go to many places of the device.
+const CHUNK_BYTES: u32 = 4096;
 /// How long any reader may take, on a slow machine and with faults on the way.
 pub(super) const READ_MAX: Duration = Duration::from_secs(240);
 /// Maps each file and hashes what it sees there.
@@ -70,7 +73,7 @@ impl Tree {
                     files.push((name.to_owned(), digest_of(&copy)?.0));
                 }
             }
-            pairs.push(mkfs(&dir, number, &root)?);
+            pairs.push(mkfs(&dir, number, &root, CHUNK_BYTES)?);
             fs::remove_dir_all(&root)?;
         }
         Ok(Self {
@@ -162,22 +165,6 @@ async fn execute(at: &Path, name: &str) -> Result<()> {
         there.output
     );
     Ok(())
-}
-
-fn mkfs(dir: &Path, number: usize, root: &Path) -> Result<(PathBuf, PathBuf)> {
-    let metadata = dir.join(format!("metadata-{number}"));
-    let data = dir.join(format!("data-{number}"));
-    let output = Command::new("mkfs.erofs")
-        .arg(format!("--blobdev={}", data.display()))
-        .args(["--chunksize=4096", "--quiet"])
-        .arg(&metadata)
-        .arg(root)
-        .output()
-        .context("starting mkfs.erofs")?;
-    if !output.status.success() {
-        bail!("mkfs.erofs: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok((metadata, data))
 }
 
 /// Starts `command` in the background; it is killed when the result is dropped.
