@@ -75,10 +75,16 @@ impl Shared {
     ) -> Result<Filled, FillFailed> {
         let digest = *blob.digest();
         // A blob in which something is wrong gives nothing until it is known what.
+        let size_bytes = blob.layout().blob_size();
         if !self.is_suspect(&digest) && self.is_present(blob, range).await? {
+            let is_unproven = !blob.is_complete() && blob.held().is_full();
+            if is_unproven && !self.is_running(&digest) {
+                // The download ended when nobody wanted more, before the whole was verified. It is now, or the
+                // file would be watched for as long as it is mounted.
+                self.join(digest, size_bytes, access).await?;
+            }
             return Ok(Filled::Local);
         }
-        let size_bytes = blob.layout().blob_size();
         for _ in 0..=REOPENS_MAX {
             let task = self.join(digest, size_bytes, access.clone()).await?;
             if !task.blob.is_same(blob) {
