@@ -204,6 +204,12 @@ impl Host {
     }
 }
 
+/// What these tests need and do not have here.
+fn missing(stage: &Stage) -> Option<String> {
+    let is_root = stage.rig.has_namespaces();
+    lazy_image::missing().or_else(|| (!is_root).then(|| "containerd needs root".into()))
+}
+
 /// A registry that has the image.
 async fn pushed(stage: &Stage, lazy: &LazyImage, name: &str) -> Result<Registry> {
     let registry = Registry::start(&stage.rig.machine("registry")?, Access::Plain).await?;
@@ -221,11 +227,8 @@ const fn registry_known(annotates: bool) -> &'static str {
 }
 
 async fn erofs(stage: &Stage, annotates: bool) -> Result<Outcome> {
-    if let Some(why) = lazy_image::missing() {
+    if let Some(why) = missing(stage) {
         return Ok(Outcome::Missed(why));
-    }
-    if !stage.rig.has_namespaces() {
-        return Ok(Outcome::Missed("containerd needs root".into()));
     }
     let lazy = lazy_image::erofs(&stage.rig.scratch("erofs")?)?;
     let host = Host::set_up(
@@ -243,11 +246,8 @@ async fn erofs(stage: &Stage, annotates: bool) -> Result<Outcome> {
 }
 
 async fn by_node(stage: &Stage, annotates: bool) -> Result<Outcome> {
-    if let Some(why) = lazy_image::missing() {
+    if let Some(why) = missing(stage) {
         return Ok(Outcome::Missed(why));
-    }
-    if !stage.rig.has_namespaces() {
-        return Ok(Outcome::Missed("containerd needs root".into()));
     }
     let lazy = lazy_image::erofs(&stage.rig.scratch("erofs")?)?;
     let mut host = Host::set_up(stage, pushed(stage, &lazy, LAZY).await?, annotates, None).await?;
@@ -265,11 +265,8 @@ async fn by_node(stage: &Stage, annotates: bool) -> Result<Outcome> {
 
 /// An ordinary image, converted, and started without containerd having any of its layers.
 async fn converted(stage: &Stage) -> Result<Outcome> {
-    if let Some(why) = lazy_image::missing() {
+    if let Some(why) = missing(stage) {
         return Ok(Outcome::Missed(why));
-    }
-    if !stage.rig.has_namespaces() {
-        return Ok(Outcome::Missed("containerd needs root".into()));
     }
     let plain = lazy_image::archive(&stage.rig.scratch("plain")?)?;
     let registry = pushed(stage, &plain, PLAIN).await?;
@@ -296,11 +293,8 @@ async fn converted(stage: &Stage) -> Result<Outcome> {
 }
 
 async fn nydus(stage: &Stage, annotates: bool) -> Result<Outcome> {
-    if let Some(why) = lazy_image::missing() {
+    if let Some(why) = missing(stage) {
         return Ok(Outcome::Missed(why));
-    }
-    if !stage.rig.has_namespaces() {
-        return Ok(Outcome::Missed("containerd needs root".into()));
     }
     let lazy = lazy_image::nydus(&stage.rig.scratch("nydus")?)?;
     let host = Host::set_up(
